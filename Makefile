@@ -1,0 +1,44 @@
+# Thin: each target prepares what it needs on a fresh machine and runs one thing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test bench lint unit sample docs clean
+
+demo: $(VENV)/installed
+	$(BIN)/python -m tests.demo
+
+test: $(VENV)/installed-test
+	tests/prepare
+	$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest -n 4 --dist worksteal $(PYTEST_ARGS)
+
+bench: $(VENV)/installed-test
+	tests/prepare
+	$(BIN)/python -m tests.bench
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --config-file setup.cfg
+
+sample: $(VENV)/installed-test
+	tests/generate-samples $(BIN)
+
+docs: $(VENV)/installed-test
+	$(BIN)/pip install -q -e '.[docs]'
+	$(BIN)/sphinx-build -W -q doc/source doc/build
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: setup.cfg pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q -e .
+	touch $@
+
+$(VENV)/installed-test: setup.cfg pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q -e '.[test]'
+	touch $(VENV)/installed $@
+
+clean:
+	rm -rf $(VENV) build doc/build *.egg-info

@@ -1,0 +1,1 @@
+"""What the tests share: real processes, a REST client, data to move."""
