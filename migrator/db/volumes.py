@@ -1,0 +1,184 @@
+"""Volumes: reading one, and each change of state as one guarded UPDATE.
+
+Every function takes a Session; callers decide what belongs into one transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session, raiseload
+
+from migrator import errors
+from migrator.db.api import changed, now_seconds
+from migrator.db.models import Attachment, Snapshot, Volume, VolumeMetadata, VolumeType, utcnow
+
+#: ``migration_status`` of a volume that nothing moves at present.
+AT_REST = ("success", "error")
+
+
+def get(session: Session, volume_id: str, *, deleted: bool = False) -> Volume:
+    """Return the volume or twin; raises NotFound."""
+    query = sa.select(Volume).where(Volume.id == volume_id)
+    if not deleted:
+        query = query.where(Volume.deleted_at.is_(None))
+    volume = session.scalar(query.execution_options(populate_existing=True))
+    if volume is None:
+        raise errors.NotFound(kind="Volume", id=volume_id)
+    return volume
+
+
+def find(session: Session, volume_id: str) -> Volume | None:
+    """Return the living volume or twin, or None."""
+    return session.scalar(sa.select(Volume).where(Volume.id == volume_id, Volume.deleted_at.is_(None)))
+
+
+def is_at_rest() -> sa.ColumnElement[bool]:
+    """SQL: no migration is under way on the volume."""
+    return sa.or_(Volume.migration_status.is_(None), Volume.migration_status.in_(AT_REST))
+
+
+def has_snapshots() -> sa.ColumnElement[bool]:
+    """SQL: the volume has living snapshots."""
+    return (
+        sa.select(Snapshot.id)
+        .where(Snapshot.volume_id == Volume.id, Snapshot.deleted_at.is_(None))
+        .correlate(Volume)
+        .exists()
+    )
+
+
+def update_where(session: Session, volume_id: str, *expected: sa.ColumnElement[bool], **values: Any) -> bool:
+    """Change the living volume if every expectation holds; tell whether it did."""
+    result = session.execute(
+        sa.update(Volume)
+        .where(Volume.id == volume_id, Volume.deleted_at.is_(None), *expected)
+        .values(updated_at=utcnow(), **values)
+        .execution_options(synchronize_session=False)
+    )
+    return changed(result) == 1
+
+
+def insert(session: Session, metadata: dict[str, str] | None = None, **values: Any) -> None:
+    """Add a volume's row with its metadata."""
+    session.execute(sa.insert(Volume).values(created_at=utcnow(), **values))
+    if metadata:
+        rows = [{"volume_id": values["id"], "key": key, "value": value} for key, value in metadata.items()]
+        session.execute(sa.insert(VolumeMetadata), rows)
+
+
+def place(session: Session, volume_id: str, host: str, zone: str, service_uuid: str, cluster: str | None) -> bool:
+    """Give a volume that is being created its host; False when somebody else did or it is gone."""
+    return update_where(
+        session,
+        volume_id,
+        Volume.status == "creating",
+        Volume.host.is_(None),
+        host=host,
+        availability_zone=zone,
+        service_uuid=service_uuid,
+        cluster_name=cluster,
+        placed_at=now_seconds(),
+    )
+
+
+def bury(session: Session, volume_id: str) -> None:
+    """Mark a volume's row dead, once its object is gone."""
+    update_where(session, volume_id, status="deleted", deleted_at=utcnow())
+
+
+def remove(session: Session, volume_id: str) -> None:
+    """Remove a twin's row for good: no tenant ever knew it."""
+    session.execute(sa.delete(VolumeMetadata).where(VolumeMetadata.volume_id == volume_id))
+    session.execute(sa.delete(Volume).where(Volume.id == volume_id, Volume.twin_of.is_not(None)))
+
+
+def living(session: Session, service: str, *expected: sa.ColumnElement[bool]) -> list[Volume]:
+    """Volumes and twins on the backend ``host@backend`` for which every expectation holds, oldest first."""
+    on_backend = sa.or_(Volume.host == service, Volume.host.startswith(service + "#", autoescape=True))
+    query = sa.select(Volume).where(on_backend, Volume.deleted_at.is_(None), *expected).order_by(Volume.created_at)
+    return list(session.scalars(query))
+
+
+def has_attachments() -> sa.ColumnElement[bool]:
+    """SQL: a server uses the volume, or has reserved it."""
+    return (
+        sa.select(Attachment.id)
+        .where(Attachment.volume_id == Volume.id, Attachment.deleted_at.is_(None))
+        .correlate(Volume)
+        .exists()
+    )
+
+
+def unchanged(volume: Volume) -> sa.ColumnElement[bool]:
+    """SQL: nothing was written to the volume's row since it was read."""
+    return Volume.updated_at.is_not_distinct_from(volume.updated_at)
+
+
+def bare(session: Session, volume_id: str) -> Volume:
+    """Return the volume or twin without its metadata, attachments and type, in one statement; raises NotFound."""
+    query = sa.select(Volume).where(Volume.id == volume_id, Volume.deleted_at.is_(None))
+    volume = session.scalar(query.options(raiseload("*")).execution_options(populate_existing=True))
+    if volume is None:
+        raise errors.NotFound(kind="Volume", id=volume_id)
+    return volume
+
+
+def set_metadata(session: Session, volume_id: str, metadata: dict[str, str]) -> None:
+    """Replace the volume's metadata."""
+    session.execute(sa.delete(VolumeMetadata).where(VolumeMetadata.volume_id == volume_id))
+    if metadata:
+        rows = [{"volume_id": volume_id, "key": key, "value": value} for key, value in metadata.items()]
+        session.execute(sa.insert(VolumeMetadata), rows)
+
+
+def detach_all(session: Session, volume_id: str) -> None:
+    """Mark every attachment of the volume as gone, without telling anybody: what a reset means."""
+    now = utcnow()
+    session.execute(
+        sa.update(Attachment)
+        .where(Attachment.volume_id == volume_id, Attachment.deleted_at.is_(None))
+        .values(attach_status="detached", detach_time=now, deleted_at=now)
+        .execution_options(synchronize_session=False)
+    )
+
+
+class Whole(NamedTuple):
+    """A volume as plain values, with all that hangs on it; cheap enough to be made a thousand times per request."""
+
+    #: The columns of ``Volume``, by name.
+    row: Any
+    type_name: str | None
+    metadata: dict[str, str]
+    attachments: list[Any]
+
+
+def whole(session: Session, rows: Sequence[Any]) -> list[Whole]:
+    """Return the volumes whose columns ``rows`` are, with what hangs on them."""
+    ids = [row.id for row in rows]
+    metadata: dict[str, dict[str, str]] = {}
+    query = sa.select(VolumeMetadata.volume_id, VolumeMetadata.key, VolumeMetadata.value)
+    for volume_id, key, value in session.execute(query.where(VolumeMetadata.volume_id.in_(ids))):
+        metadata.setdefault(volume_id, {})[key] = value
+    attachments: dict[str, list[Any]] = {}
+    of_them = sa.select(Attachment.__table__).where(Attachment.volume_id.in_(ids), Attachment.deleted_at.is_(None))
+    for attachment in session.execute(of_them):
+        attachments.setdefault(attachment.volume_id, []).append(attachment)
+    type_ids = {row.volume_type_id for row in rows} - {None}
+    named = sa.select(VolumeType.id, VolumeType.name).where(VolumeType.id.in_(type_ids))
+    names = dict(session.execute(named).tuples().all()) if type_ids else {}
+    return [
+        Whole(row, names.get(row.volume_type_id), metadata.get(row.id, {}), attachments.get(row.id, [])) for row in rows
+    ]
+
+
+def get_whole(session: Session, volume_id: str) -> Whole:
+    """Return the living volume or twin as plain values; raises NotFound."""
+    row = session.execute(
+        sa.select(Volume.__table__).where(Volume.id == volume_id, Volume.deleted_at.is_(None))
+    ).first()
+    if row is None:
+        raise errors.NotFound(kind="Volume", id=volume_id)
+    return whole(session, [row])[0]

@@ -1,0 +1,64 @@
+"""Fixtures that every test may ask for."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from oslo_service import backend as oslo_backend
+
+from migrator import conf as config
+from migrator.db import api, schema
+from tests.support import deployment
+
+oslo_backend.init_backend(oslo_backend.BackendType.THREADING)
+
+
+def require(name: str, url: str) -> None:
+    """Skip with the reason where a service is missing; in CI a missing service is a failure."""
+    where = urlsplit(url)
+    try:
+        socket.create_connection((where.hostname or "127.0.0.1", where.port or _PORTS[name]), timeout=5).close()
+    except OSError as error:
+        reason = f"{name} does not answer at {where.hostname}: {error}"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+
+_PORTS = {"mariadb": 3306, "postgresql": 5432, "rabbitmq": 5672}
+
+
+def open_database(kind: str, directory: Path) -> Iterator[api.Database]:
+    """A synced database of that kind, for one test."""
+    if kind == "sqlite":
+        yield from _opened(f"sqlite:///{directory}/test.sqlite")
+        return
+    require(kind, deployment.SERVERS[kind])
+    with deployment.database(kind) as url:
+        yield from _opened(url)
+
+
+def _opened(url: str) -> Iterator[api.Database]:
+    conf = config.load("tests", [], [])
+    conf.set_override("connection", url, "database")
+    db = api.connect(conf)
+    schema.sync(db.engine)
+    yield db
+    db.dispose()
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Iterator[api.Database]:
+    """A fresh SQLite database."""
+    yield from open_database("sqlite", tmp_path)
+
+
+@pytest.fixture(params=["sqlite", "mariadb", "postgresql"])
+def any_db(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[api.Database]:
+    """A fresh database of each kind in turn."""
+    yield from open_database(request.param, tmp_path)
