@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -165,9 +166,9 @@ class VolumeClient(_Client):
         """Cast: delete a volume marked ``deleting``."""
         self._cast(context, "delete_volume", _service(host), volume_id=volume_id)
 
-    def extend_volume(self, context: RequestContext, host: str, volume_id: str, size: int) -> None:
-        """Cast: make a volume marked ``extending`` ``size`` GiB."""
-        self._cast(context, "extend_volume", _service(host), volume_id=volume_id, size=size)
+    def extend_volume(self, context: RequestContext, host: str, volume_id: str) -> None:
+        """Cast: bring a volume marked ``extending`` to its wanted size."""
+        self._cast(context, "extend_volume", _service(host), volume_id=volume_id)
 
     def create_snapshot(self, context: RequestContext, host: str, snapshot_id: str) -> None:
         """Cast: create the object of a snapshot marked ``creating``."""
@@ -187,7 +188,13 @@ class VolumeClient(_Client):
 
     def create_destination(self, context: RequestContext, host: str, migration_id: str) -> None:
         """Call, minutes: create the twin's object; raises StepTimeout, ServiceUnavailable or what the driver raised."""
-        self._call(context, "create_destination", _service(host), self._create, migration_id=migration_id)
+        began, allowed = time.monotonic(), self._create["timeout"]
+        try:
+            self._call(context, "create_destination", _service(host), self._create, migration_id=migration_id)
+        except errors.ServiceUnavailable as error:
+            if time.monotonic() - began < allowed:  # it is away, and may be back soon
+                raise
+            raise errors.StepTimeout(what=f"Creating the destination on {host}", seconds=allowed) from error
 
     def delete_destination(self, context: RequestContext, host: str, migration_id: str) -> bool:
         """Call: delete the twin's object; False: it is busy there and will be deleted by that service itself."""

@@ -134,6 +134,9 @@ def connect(conf: config.Conf) -> Database:
         max_retries=conf.database.max_retries,
         retry_interval=conf.database.retry_interval,
         thread_checkin=False,
+        mysql_sql_mode="TRADITIONAL",
+        # oslo.db's default, utf8, is MariaDB's three-byte one, which refuses names that its tables could hold.
+        connection_parameters="charset=utf8mb4" if url.startswith("mysql") and "charset=" not in url else "",
     )
     return Database(engine)
 

@@ -94,6 +94,7 @@ def start(session: Session, volume: Volume, *expected: sa.ColumnElement[bool], *
             id=migration_id,
             volume_id=volume.id,
             destination_volume_id=str(uuid.uuid4()),
+            source_object_id=volume.object_id,
             size=volume.size,
             previous_status=volume.status,
             step=states.FIRST_STEP,
@@ -139,7 +140,8 @@ def claim(session: Session, seen: Migration, owner: str, lease_seconds: float, *
     )
     if changed(took) != 1:
         return False
-    _close_lost_attempts(session, seen.id)
+    if seen.attempts:
+        _close_lost_attempts(session, seen.id)
     _open_attempt(session, seen.id, seen.step, seen.direction, seen.attempts + 1)
     return True
 
@@ -187,6 +189,12 @@ def hold(session: Session, migration: Migration, **values: Any) -> None:
     )
     if changed(result) != 1:
         raise errors.LostOwnership(migration_id=migration.id, generation=migration.generation)
+
+
+def release(session: Session, migration: Migration) -> None:
+    """Give back a row whose step was interrupted; the attempt does not count. Raises LostOwnership."""
+    hold(session, migration, owner=None, lease_until=0.0, attempts=max(0, migration.attempts - 1))
+    _close_open(session, migration.id, result="interrupted", message="its service ended")
 
 
 def progress(session: Session, migration: Migration, ranges: list[list[int]] | None, **values: Any) -> None:
@@ -253,34 +261,55 @@ def advance(
     The next step is claimed in the same UPDATE (lease kept, attempt 1); a step to be tried again, or one that another
     service runs, gives the row free.  Raises LostOwnership if the row is no longer ours; then nothing is written.
     """
-    now_cancelled = bool(
-        session.scalar(sa.select(Migration.cancel_requested).where(Migration.id == migration.id).with_for_update())
-    )
-    if outcome.event is Event.DONE and not (now_cancelled and states.may_cancel(position(migration))):
-        twins.apply(session, migration)
-    at = position(migration)
-    to = states.advance(at, outcome.event, _verdict(migration, outcome, now_cancelled, attempts_allowed))
+    row, now = _locked(session, migration)
+    at = position(row)
+    if outcome.event is Event.DONE and not (row.cancel_requested and states.may_cancel(at)):
+        twins.apply(session, row)
+    to = states.advance(at, outcome.event, _verdict(outcome, row.cancel_requested, row.attempts < attempts_allowed))
     again = to == at
     picked = at.step == states.FIRST_STEP and to.direction is Direction.FORWARD  # the source's service goes on
     keep = not again and to.end is None and not picked
-    values = _columns(migration, outcome, at, to, keep, retry_seconds)
-    hold(session, migration, generation=migration.generation + 1, **values)
-    now = get(session, migration.id)
-    _close_attempt(session, now, outcome)
-    twins.enter(session, now, at, to, deferred=outcome.deferred)
-    _show(session, now, to)
+    values = {"generation": row.generation + 1, **_columns(row, outcome, at, to, keep, now)}
+    if again:
+        values |= {"attempts": row.attempts, "not_before": now + _backoff(row.attempts, retry_seconds)}
+    hold(session, row, **values)
+    for column, value in values.items():
+        setattr(row, column, value)
+    _close_attempt(session, row, outcome)
+    twins.enter(session, row, at, to, deferred=outcome.deferred)
+    if states.shown(to) is not states.shown(at) or to.end is not None:
+        _show(session, row, to)
     if keep:
-        _open_attempt(session, now.id, to.step, to.direction.value, 1)
-    return now
+        _open_attempt(session, row.id, to.step, to.direction.value, 1)
+    return row
 
 
-def _verdict(migration: Migration, outcome: Outcome, cancelled: bool, attempts_allowed: int) -> states.Verdict:
+def _locked(session: Session, migration: Migration) -> tuple[Migration, float]:
+    """The row as it is now, locked until the transaction ends, and the database's clock; raises LostOwnership.
+
+    It may have changed since it was read: a cancel came, or a copy that got on has set its attempts back.
+    """
+    query = (
+        sa.select(Migration, now_seconds())
+        .where(Migration.id == migration.id, Migration.generation == migration.generation)
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    )
+    found = session.execute(query).one_or_none()
+    if found is None:
+        raise errors.LostOwnership(migration_id=migration.id, generation=migration.generation)
+    row, now = found
+    session.expunge(row)  # it is written by UPDATE … WHERE alone
+    return row, float(now)
+
+
+def _verdict(outcome: Outcome, cancelled: bool, attempts_left: bool) -> states.Verdict:
     final = outcome.error is not None and outcome.error.final
-    return states.Verdict(retry=not final and migration.attempts < attempts_allowed, cancelled=cancelled)
+    return states.Verdict(retry=not final and attempts_left, cancelled=cancelled)
 
 
 def _columns(
-    migration: Migration, outcome: Outcome, at: Position, to: Position, keep: bool, retry_seconds: float
+    migration: Migration, outcome: Outcome, at: Position, to: Position, keep: bool, now: float
 ) -> dict[str, Any]:
     """The row's columns after the transition from ``at`` to ``to``."""
     values: dict[str, Any] = {
@@ -288,21 +317,19 @@ def _columns(
         "step": to.step,
         "direction": to.direction.value,
         "end": to.end.value if to.end else None,
-        "attempts": migration.attempts if to == at else int(keep),
-        "heartbeat_at": now_seconds(),
+        "attempts": int(keep),
+        "heartbeat_at": now,
         **outcome.values,
     }
     if not keep:
         values |= {"owner": None, "lease_until": 0.0}
-    if to == at:
-        values["not_before"] = now_seconds() + _backoff(migration.attempts, retry_seconds)
     if outcome.error is not None and (migration.error_code is None or to.end is End.STUCK):
         # The first error is why it turned back; what goes wrong on the way back must not hide it.
         values |= {"error_step": at.step, "error_code": outcome.error.code, "error_message": outcome.error.message}
     if outcome.error is None and to != at and to.direction is Direction.FORWARD:
         values |= {"error_step": None, "error_code": None, "error_message": None}
     if to.end is not None:
-        values |= {"finished_at": utcnow(), "ended_at": now_seconds(), "rate": None}
+        values |= {"finished_at": utcnow(), "ended_at": now, "rate": None}
     return values
 
 

@@ -131,24 +131,10 @@ class Volume(Base):
     #: Set when the row is dead; the living have none.
     deleted_at: Mapped[datetime.datetime | None] = mapped_column(Time, index=True)
 
-    metadata_items: Mapped[list[VolumeMetadata]] = relationship(lazy="selectin", viewonly=True)
-    attachments: Mapped[list[Attachment]] = relationship(
-        lazy="selectin",
-        viewonly=True,
-        primaryjoin="and_(Volume.id == foreign(Attachment.volume_id), Attachment.deleted_at.is_(None))",
-    )
-    volume_type: Mapped[VolumeType | None] = relationship(
-        lazy="selectin", viewonly=True, primaryjoin="foreign(Volume.volume_type_id) == VolumeType.id"
-    )
-
     @property
     def object_id(self) -> str:
         """The id that names the object on the backend."""
         return self.name_id or self.id
-
-    @property
-    def metadata_dict(self) -> dict[str, str]:
-        return {item.key: item.value for item in self.metadata_items}
 
 
 class VolumeMetadata(Base):
@@ -220,6 +206,8 @@ class Migration(Base):
     request_id: Mapped[str | None] = mapped_column(Name)
 
     source_host: Mapped[str] = mapped_column(Name, index=True)
+    #: The id that names the source's object, also behind the switch.
+    source_object_id: Mapped[str] = mapped_column(Uuid)
     #: As asked for: a pool, a backend, or None where the scheduler chooses freely.
     requested_host: Mapped[str | None] = mapped_column(Name)
     #: The pool picked; its space is reserved until the end.

@@ -25,7 +25,8 @@ def enter(session: Session, migration: Migration, at: Position, to: Position, *,
     elif at.step == creating and at.direction is Direction.FORWARD and to.step != creating:
         volumes.update_where(session, migration.destination_volume_id, status="available")
     elif at.step == creating and at.direction is Direction.BACK and to != at:
-        _let_go(session, migration, deferred)
+        # Stuck: its object is still there, and the row must go on naming it.
+        _let_go(session, migration, deferred or to.end is states.End.STUCK)
     elif at.step == states.DELETE_SOURCE.name and to.end is states.End.SUCCESS:
         volumes.remove(session, migration.destination_volume_id)
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session, raiseload
+from sqlalchemy.orm import Session
 
 from migrator import errors
 from migrator.db.api import changed, now_seconds
@@ -117,15 +117,6 @@ def unchanged(volume: Volume) -> sa.ColumnElement[bool]:
     return Volume.updated_at.is_not_distinct_from(volume.updated_at)
 
 
-def bare(session: Session, volume_id: str) -> Volume:
-    """Return the volume or twin without its metadata, attachments and type, in one statement; raises NotFound."""
-    query = sa.select(Volume).where(Volume.id == volume_id, Volume.deleted_at.is_(None))
-    volume = session.scalar(query.options(raiseload("*")).execution_options(populate_existing=True))
-    if volume is None:
-        raise errors.NotFound(kind="Volume", id=volume_id)
-    return volume
-
-
 def set_metadata(session: Session, volume_id: str, metadata: dict[str, str]) -> None:
     """Replace the volume's metadata."""
     session.execute(sa.delete(VolumeMetadata).where(VolumeMetadata.volume_id == volume_id))
@@ -168,7 +159,7 @@ def whole(session: Session, rows: Sequence[Any]) -> list[Whole]:
         attachments.setdefault(attachment.volume_id, []).append(attachment)
     type_ids = {row.volume_type_id for row in rows} - {None}
     named = sa.select(VolumeType.id, VolumeType.name).where(VolumeType.id.in_(type_ids))
-    names = dict(session.execute(named).tuples().all()) if type_ids else {}
+    names = {type_id: name for type_id, name in session.execute(named)} if type_ids else {}  # noqa: C416 (typed)
     return [
         Whole(row, names.get(row.volume_type_id), metadata.get(row.id, {}), attachments.get(row.id, [])) for row in rows
     ]

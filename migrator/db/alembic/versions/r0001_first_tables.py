@@ -65,6 +65,7 @@ def upgrade() -> None:
         sa.Column("project_id", sa.String(length=255), nullable=False),
         sa.Column("request_id", sa.String(length=255), nullable=True),
         sa.Column("source_host", sa.String(length=255), nullable=False),
+        sa.Column("source_object_id", sa.String(length=36), nullable=False),
         sa.Column("requested_host", sa.String(length=255), nullable=True),
         sa.Column("destination_host", sa.String(length=255), nullable=True),
         sa.Column("destination_location", sa.JSON(), nullable=True),
