@@ -1,0 +1,50 @@
+"""Small file systems to fill, to share blocks on, and to lay over a directory; for root only."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+#: The smallest that mkfs.xfs makes; the image is sparse, so it costs a few megabytes.
+XFS_SIZE = 300 * 1024**2
+
+
+@contextmanager
+def mounted(directory: Path, *mount: str) -> Iterator[Path]:
+    """Mount something on ``directory`` for the time of a block; skips the test where that is not allowed."""
+    directory.mkdir(parents=True, exist_ok=True)
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount")
+    done = subprocess.run(["mount", *mount, str(directory)], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"mount is not possible here: {done.stderr.strip()}")
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", "--lazy", str(directory)], check=True)
+
+
+@contextmanager
+def tmpfs(directory: Path, options: str) -> Iterator[Path]:
+    with mounted(directory, "-t", "tmpfs", "-o", options, "tmpfs"):
+        yield directory
+
+
+@contextmanager
+def xfs(directory: Path) -> Iterator[Path]:
+    """A file system whose files can share blocks."""
+    mkfs = shutil.which("mkfs.xfs", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
+    if mkfs is None:
+        pytest.skip("mkfs.xfs is not installed")
+    image = directory.with_suffix(".img")
+    with image.open("wb") as file:
+        file.truncate(XFS_SIZE)
+    subprocess.run([mkfs, "-q", "-m", "reflink=1", str(image)], check=True)
+    with mounted(directory, "-o", "loop", str(image)):
+        yield directory
