@@ -1,0 +1,103 @@
+"""The WSGI application: the pipeline that every request passes, in one function."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from oslo_middleware import healthcheck, http_proxy_to_wsgi, request_id
+
+from migrator.api import auth, faults
+from migrator.api.router import Router
+from migrator.api.versions import MIN
+from migrator.api.wsgi import Backing, send
+from migrator.conf import Conf
+from migrator.db.api import Database
+from migrator.policy import Policy
+from migrator.rpc import SchedulerClient, VolumeClient
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
+LOG = logging.getLogger("migrator.api.access")
+
+
+def build(conf: Conf, db: Database, scheduler: SchedulerClient, volume: VolumeClient) -> WSGIApplication:
+    """Return the application; it keeps no state of its own and may run in any number of threads."""
+    policy = Policy(conf)
+    backing = Backing(conf, db, scheduler, volume, policy)
+    app: Any = Router(backing, auth.authenticator(conf, policy))
+    for layer in (
+        # From the inside out.
+        Authentication if conf.auth_strategy == "keystone" else None,
+        # The application makes faults of its own errors; this does so for the layer within.
+        Faults,
+        # Behind the proxy's word on scheme and host, since links are made of them.
+        http_proxy_to_wsgi.HTTPProxyToWSGI,
+        # Before authentication: whoever asks whether we live has no token.
+        Health,
+        # Sees the answer of every layer within, and the request's id.
+        AccessLog,
+        # Outermost, so that every answer has an id, faults too.
+        request_id.RequestId,
+    ):
+        app = layer(app, conf) if layer is not None else app
+    return app  # type: ignore[no-any-return]
+
+
+def Authentication(app: WSGIApplication, conf: Conf) -> WSGIApplication:  # noqa: N802 - it stands among classes
+    return auth.keystone_filter(app, conf)
+
+
+class Faults:
+    """Answers with a fault where a layer within breaks, say because its options are wrong."""
+
+    def __init__(self, app: WSGIApplication, conf: Conf) -> None:
+        self._app = app
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        try:
+            return self._app(environ, start_response)
+        except Exception as error:  # the top of a request
+            return send(faults.of(error), MIN, start_response)
+
+
+class Health:
+    """Answers ``/healthcheck`` by oslo.middleware, and leaves everything else alone."""
+
+    def __init__(self, app: WSGIApplication, conf: Conf) -> None:
+        self._app = app
+        self._check = healthcheck.Healthcheck(None, conf)
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        served = self._check if environ.get("PATH_INFO") == "/healthcheck" else self._app
+        return served(environ, start_response)  # type: ignore[no-any-return]
+
+
+class AccessLog:
+    """Writes one line per request.  Queries are left out: they may hold what tenants call their own."""
+
+    def __init__(self, app: WSGIApplication, conf: Conf) -> None:
+        self._app = app
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        began = time.perf_counter()
+        answered: list[str] = []
+
+        def note(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+            answered[:] = [status.partition(" ")[0]]
+            return start_response(status, headers, exc_info) if exc_info else start_response(status, headers)
+
+        body = list(self._app(environ, note))
+        LOG.info(
+            '"%s %s" status: %s len: %d time: %.1f ms %s',
+            environ["REQUEST_METHOD"],
+            environ.get("PATH_INFO", ""),
+            answered[0] if answered else "-",
+            sum(len(part) for part in body),
+            (time.perf_counter() - began) * 1000,
+            environ.get(request_id.ENV_REQUEST_ID, "-"),
+        )
+        return body

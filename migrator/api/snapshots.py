@@ -1,0 +1,142 @@
+"""``/snapshots``: list, show, create, update, delete."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from migrator import errors
+from migrator.api import guard, lists, schemas, versions, views
+from migrator.api.lists import Filter
+from migrator.api.volumes import names
+from migrator.api.wsgi import Answer, Request
+from migrator.db import listing, snapshots, volumes
+from migrator.db.models import Snapshot
+
+FILTERS: dict[str, Filter] = {
+    "name": lists.equals(Snapshot.display_name),
+    "display_name": lists.equals(Snapshot.display_name),
+    "name~": Filter(lambda text: listing.contains(Snapshot.display_name, text), versions.LIKE_FILTERS),
+    "status": lists.equals(Snapshot.status),
+    "volume_id": lists.equals(Snapshot.volume_id),
+    "metadata": Filter(
+        lambda text: sa.and_(
+            sa.true(),
+            *(Snapshot.meta[key].as_string() == value for key, value in lists.pairs(text, "metadata").items()),
+        )
+    ),
+    "id": lists.admin_equals(Snapshot.id),
+    "project_id": lists.admin_equals(Snapshot.project_id),
+    "user_id": lists.admin_equals(Snapshot.user_id),
+}
+
+
+def index(request: Request) -> Answer:
+    return _list(request, detail=False)
+
+
+def detail(request: Request) -> Answer:
+    return _list(request, detail=True)
+
+
+def _list(request: Request, detail: bool) -> Answer:
+    page, rest = lists.split(request)
+    everybody = lists.all_tenants(request, rest)
+    with_count = request.version >= versions.COUNT and lists.flag(rest, "with_count")
+    filters = lists.conditions(request, FILTERS, rest)
+    scope: listing.Condition = Snapshot.deleted_at.is_(None)
+    if not everybody:
+        scope = sa.and_(scope, Snapshot.project_id == request.context.project_id)
+
+    def work(session: Session) -> tuple[list[Snapshot], int | None]:
+        found = listing.SNAPSHOTS.fetch(session, scope, filters, page)
+        return found, listing.SNAPSHOTS.count(session, scope, filters) if with_count else None
+
+    rows, count = request.read(work)
+    shown = [views.snapshot(request, row, detail=detail) for row in rows]
+    body = views.page(request, "snapshots", shown, "snapshots/detail" if detail else "snapshots", page.limit)
+    return Answer(200, body if count is None else {**body, "count": count})
+
+
+def _visible(request: Request, session: Session, snapshot_id: str) -> Snapshot:
+    snapshot = snapshots.get(session, snapshot_id)
+    request.authorize_owner("Snapshot", snapshot_id, snapshot.project_id, snapshot.user_id)
+    return snapshot
+
+
+def show(request: Request, snapshot_id: str) -> Answer:
+    snapshot = request.read(lambda session: _visible(request, session, snapshot_id))
+    return Answer(200, {"snapshot": views.snapshot(request, snapshot, detail=True)})
+
+
+def create(request: Request) -> Answer:
+    """Take a snapshot; a migration under way gives way, since a volume with snapshots stays where it is."""
+    wanted = request.body["snapshot"]
+    in_use_too = request.version >= versions.SNAPSHOT_IN_USE or schemas.as_bool(wanted.get("force"))
+    if request.version >= versions.SNAPSHOT_IN_USE and "force" in wanted and not schemas.as_bool(wanted["force"]):
+        raise errors.InvalidInput(field="force", reason="since microversion 3.66 it can only be true")
+    snapshot_id = str(uuid.uuid4())
+
+    def work(session: Session) -> tuple[Snapshot, str, Any]:
+        volume = guard.usable(request, session, wanted["volume_id"])
+        guard.refuse_locked(volume)
+        fitting = ("available", "in-use") if in_use_too else ("available",)
+        if volume.status not in fitting:
+            raise errors.InvalidVolume(
+                volume_id=volume.id, reason=f"status must be {' or '.join(fitting)}; it is {volume.status}"
+            )
+        if volume.host is None:
+            raise errors.InvalidVolume(volume_id=volume.id, reason="it is on no backend")
+        migration = guard.take(session, volume)
+        snapshots.insert(
+            session,
+            id=snapshot_id,
+            volume_id=volume.id,
+            project_id=volume.project_id,
+            user_id=request.context.user_id,
+            status="creating",
+            volume_size=volume.size,
+            volume_type_id=volume.volume_type_id,
+            meta=wanted.get("metadata") or {},
+            **names(wanted),
+        )
+        return snapshots.get(session, snapshot_id), volume.host, migration
+
+    snapshot, host, migration = guard.run(request, wanted["volume_id"], work)
+    guard.nudge(request, migration)
+    request.backing.volume.create_snapshot(request.context, host, snapshot_id)
+    return Answer(202, {"snapshot": views.snapshot(request, snapshot, detail=True)})
+
+
+def update(request: Request, snapshot_id: str) -> Answer:
+    values = names(request.body["snapshot"])
+
+    def work(session: Session) -> Snapshot:
+        _visible(request, session, snapshot_id)
+        snapshots.update_where(session, snapshot_id, **values)
+        return snapshots.get(session, snapshot_id)
+
+    return Answer(200, {"snapshot": views.snapshot(request, request.run(work), detail=True)})
+
+
+def delete(request: Request, snapshot_id: str) -> Answer:
+    def work(session: Session) -> str | None:
+        snapshot = _visible(request, session, snapshot_id)
+        deletable = sa.or_(Snapshot.status == "available", Snapshot.status.startswith("error"))
+        if not snapshots.update_where(session, snapshot_id, deletable, status="deleting"):
+            raise errors.InvalidSnapshot(
+                snapshot_id=snapshot_id, reason=f"status must be available or error; it is {snapshot.status}"
+            )
+        volume = volumes.find(session, snapshot.volume_id)
+        if volume is None or volume.host is None:  # nothing of it can lie anywhere
+            snapshots.bury(session, snapshot_id)
+            return None
+        return volume.host
+
+    host = request.run(work)
+    if host is not None:
+        request.backing.volume.delete_snapshot(request.context, host, snapshot_id)
+    return Answer(202)
