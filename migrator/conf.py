@@ -30,8 +30,7 @@ SERVICE_OPTS: list[cfg.Opt] = [
     ),
     cfg.StrOpt(
         "cluster",
-        help="Name of the cluster that this volume service belongs to. Services of one cluster reach the same storage "
-        "and may take over each other's migrations.",
+        help="Name of the cluster that this volume service belongs to, as os-services shows it.",
     ),
     cfg.StrOpt(
         "storage_availability_zone",

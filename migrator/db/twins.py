@@ -24,9 +24,11 @@ def enter(session: Session, migration: Migration, at: Position, to: Position, *,
         _insert(session, migration)
     elif at.step == creating and at.direction is Direction.FORWARD and to.step != creating:
         volumes.update_where(session, migration.destination_volume_id, status="available")
+    elif to.end is states.End.STUCK and at.plan == states.HOST_COPY.name:
+        # Its object may still be there: the row goes on naming it for the destination's service to remove.
+        _let_go(session, migration, deferred=True)
     elif at.step == creating and at.direction is Direction.BACK and to != at:
-        # Stuck: its object is still there, and the row must go on naming it.
-        _let_go(session, migration, deferred or to.end is states.End.STUCK)
+        _let_go(session, migration, deferred)
     elif at.step == states.DELETE_SOURCE.name and to.end is states.End.SUCCESS:
         volumes.remove(session, migration.destination_volume_id)
 

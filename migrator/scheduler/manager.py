@@ -41,6 +41,8 @@ T = TypeVar("T")
 FORGOTTEN = timedelta(seconds=10)
 #: A migration that waits this long for a scheduler lost its message.
 OVERDUE = timedelta(seconds=3)
+#: Verdicts kept in a migration's row: those of every pool for two hundred pools, and a row of less than a megabyte.
+KEPT_VERDICTS = 1000
 #: Times that a choice is made again because another scheduler was faster.
 CHOICES = 20
 
@@ -198,7 +200,7 @@ class SchedulerManager:
             now=clock(session),
         )
         choice = self._choose(session, request)
-        values: dict[str, Any] = {"verdicts": [verdict._asdict() for verdict in choice.verdicts]}
+        values: dict[str, Any] = {"verdicts": [verdict._asdict() for verdict in choice.verdicts[:KEPT_VERDICTS]]}
         if choice.pool is None:
             error = errors.NoValidBackend(reason=choice.reason())
             return self._advance(session, migration, Outcome(Event.FAILED, error=error, values=values))

@@ -1,0 +1,414 @@
+"""The RPC endpoint of one backend: thin, it calls the driver and writes down what became of it.
+
+Rows say what is wanted (``creating``, ``deleting`` …) before a message comes, so each handler may be lost or run
+twice, and ``sweep`` finds what no message brought.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import oslo_messaging as messaging
+import sqlalchemy as sa
+from oslo_messaging.rpc import expose
+from sqlalchemy.orm import Session
+
+from migrator import errors
+from migrator.backend_name import BackendName
+from migrator.conf import GIB, Conf
+from migrator.context import RequestContext, service_context
+from migrator.db import messages, migrations, volumes
+from migrator.db.api import Database, now_seconds
+from migrator.db.models import Migration, Snapshot, Volume, utcnow
+from migrator.drivers.base import VolumeDriver
+from migrator.rpc import VERSION
+from migrator.volume.states import Direction
+
+LOG = logging.getLogger(__name__)
+
+#: A deletion waits this long, in seconds, for a creation of the same object before it is left to that creation's end.
+BUSY_SECONDS = 2.0
+#: What waits for a migration to let go of its volume looks again after this, seconds.
+LOOK_AGAIN_SECONDS = 0.1
+
+
+class ObjectLocks:
+    """One lock per object of the backend: calls to the driver for one object never overlap."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._locks: dict[str, tuple[threading.Lock, int]] = {}
+
+    def busy(self, name: str) -> bool:
+        """Tell whether somebody holds the object or waits for it."""
+        with self._guard:
+            return name in self._locks
+
+    @contextlib.contextmanager
+    def hold(self, name: str, timeout: float = -1) -> Iterator[bool]:
+        """Hold the object; False when it was not to be had within ``timeout`` seconds (-1: for ever)."""
+        with self._guard:
+            lock, users = self._locks.get(name, (threading.Lock(), 0))
+            self._locks[name] = (lock, users + 1)
+        got = lock.acquire(timeout=timeout)
+        try:
+            yield got
+        finally:
+            if got:
+                lock.release()
+            with self._guard:
+                lock, users = self._locks.pop(name)
+                if users > 1:
+                    self._locks[name] = (lock, users - 1)
+
+
+class VolumeManager:
+    """Volumes and snapshots of one backend, and what migrations of others want of it as their destination."""
+
+    target = messaging.Target(version=VERSION)
+
+    def __init__(
+        self,
+        conf: Conf,
+        db: Database,
+        driver: VolumeDriver,
+        run_migration: Callable[[str], None],
+        report: Callable[[], None],
+    ) -> None:
+        """``run_migration`` takes an id to work on soon; ``report`` sends the pools to the schedulers soon."""
+        self._conf = conf
+        self._db = db
+        self._driver = driver
+        self._run_migration = run_migration
+        self._report = report
+        self._locks = ObjectLocks()
+        #: Twins whose removal failed: said once, not at each sweep.
+        self._reported: set[str] = set()
+
+    # --- messages ---
+
+    @expose
+    def run_migration(self, context: RequestContext, migration_id: str) -> None:
+        self._run_migration(migration_id)
+
+    @expose
+    def report_pools(self, context: RequestContext) -> None:
+        self._report()
+
+    @expose
+    def create_volume(self, context: RequestContext, volume_id: str) -> None:
+        """Make a volume ``creating`` available, or ``error`` with a message that says why."""
+        volume = self._wanted(volume_id, "creating")
+        if volume is None:
+            return
+        with self._locks.hold(self._name(volume)), self._failing(volume, "error", "create"):
+            if self._wanted(volume_id, "creating") is None:
+                return
+            self._create(volume)
+            self._settle(volume, "creating", status="available", launched_at=utcnow(), placed_at=now_seconds())
+        self._report()
+
+    def _create(self, volume: Volume) -> None:
+        pool, name, size = _pool(volume), self._name(volume), volume.size * GIB
+        origin = self._origin(volume)
+        if origin is None:
+            self._driver.create(pool, name, size)
+        else:
+            self._driver.clone(pool, origin, name, size)
+
+    def _origin(self, volume: Volume) -> str | None:
+        """Name of the object that the volume is a copy of, if it is one."""
+        if volume.snapshot_id is not None:
+            return str(self._conf.snapshot_name_template % volume.snapshot_id)
+        if volume.source_volid is None:
+            return None
+        source_id = volume.source_volid
+        return self._name(self._db.read(lambda session: volumes.get(session, source_id)))
+
+    @expose
+    def delete_volume(self, context: RequestContext, volume_id: str) -> None:
+        """Delete a volume ``deleting`` with its snapshots, once no migration works on it."""
+        volume = self._wanted(volume_id, "deleting")
+        if volume is None:
+            return
+        if self._migrating(volume):
+            self._after_migration(lambda: self.delete_volume(context, volume_id=volume_id))
+            return
+        with self._locks.hold(self._name(volume)), self._failing(volume, "error_deleting", "delete"):
+            for snapshot in self._snapshots(volume_id):
+                self._delete_snapshot(volume, snapshot)
+            self._driver.delete(_pool(volume), self._name(volume))
+            self._db.run(lambda session: volumes.bury(session, volume_id))
+        self._report()
+
+    @expose
+    def extend_volume(self, context: RequestContext, volume_id: str) -> None:
+        """Bring a volume ``extending`` to its wanted size, once no migration works on it."""
+        volume = self._wanted(volume_id, "extending")
+        if volume is None or volume.wanted_size is None:
+            return
+        if self._migrating(volume):
+            self._after_migration(lambda: self.extend_volume(context, volume_id=volume_id))
+            return
+        size = volume.wanted_size
+        with self._locks.hold(self._name(volume)), self._failing(volume, "error_extending", "extend"):
+            self._driver.extend(_pool(volume), self._name(volume), size * GIB)
+            self._settle(volume, "extending", status="available", size=size, wanted_size=None)
+        self._report()
+
+    @expose
+    def create_snapshot(self, context: RequestContext, snapshot_id: str) -> None:
+        """Make a snapshot ``creating`` available, once no migration works on its volume."""
+        snapshot = self._snapshot(snapshot_id, "creating")
+        if snapshot is None:
+            return
+        volume = self._db.read(lambda session: volumes.get(session, snapshot.volume_id))
+        if self._migrating(volume):
+            self._after_migration(lambda: self.create_snapshot(context, snapshot_id=snapshot_id))
+            return
+        with self._locks.hold(self._name(volume)):
+            try:
+                self._driver.create_snapshot(_pool(volume), self._name(volume), self._snapshot_name(snapshot_id))
+            except errors.MigratorError as error:
+                self._snapshot_failed(snapshot, "error", error)
+                return
+            self._set_snapshot(snapshot_id, status="available", progress="100%")
+
+    @expose
+    def delete_snapshot(self, context: RequestContext, snapshot_id: str) -> None:
+        """Delete a snapshot ``deleting``."""
+        snapshot = self._snapshot(snapshot_id, "deleting")
+        if snapshot is None:
+            return
+        volume = self._db.read(lambda session: volumes.get(session, snapshot.volume_id))
+        with self._locks.hold(self._name(volume)):
+            try:
+                self._delete_snapshot(volume, snapshot)
+            except errors.MigratorError as error:
+                self._snapshot_failed(snapshot, "error_deleting", error)
+
+    # --- as the destination of a migration ---
+
+    @expose
+    @messaging.expected_exceptions(errors.MigratorError)  # type: ignore[untyped-decorator]
+    def create_destination(self, context: RequestContext, migration_id: str) -> None:
+        """Create the twin's object; if the migration gave up meanwhile, remove it again (field.md, hazard b)."""
+        _, known = self._twin(migration_id)
+        with self._locks.hold(self._name(known)):
+            twin = self._twin_wanted(migration_id)
+            self._driver.create(_pool(twin), self._name(twin), twin.size * GIB)
+            try:
+                self._twin_wanted(migration_id)
+            except errors.MigratorError:
+                LOG.warning("Migration %s gave up while its destination was created; removing it", migration_id)
+                self._driver.delete(_pool(twin), self._name(twin))
+                raise
+
+    @expose
+    @messaging.expected_exceptions(errors.MigratorError)  # type: ignore[untyped-decorator]
+    def delete_destination(self, context: RequestContext, migration_id: str) -> bool:
+        """Delete the twin's object; False when it is busy: whoever is busy with it, or the sweep, removes it then."""
+        migration = self._db.read(lambda session: migrations.get(session, migration_id))
+        if migration.direction != Direction.BACK.value:
+            raise errors.Conflict(reason=f"migration {migration_id} does not go back")
+        twin = self._db.read(lambda session: volumes.find(session, migration.destination_volume_id))
+        if twin is None:
+            return True
+        with self._locks.hold(self._name(twin), timeout=BUSY_SECONDS) as free:
+            if free:
+                self._driver.revoke(_pool(twin), self._name(twin))
+                self._driver.delete(_pool(twin), self._name(twin))
+        return free
+
+    @expose
+    @messaging.expected_exceptions(errors.MigratorError)  # type: ignore[untyped-decorator]
+    def export_destination(self, context: RequestContext, migration_id: str) -> dict[str, Any]:
+        """Make the twin's object writable for the copier; returns a Connection."""
+        migration, twin = self._twin(migration_id)
+        if migration.direction != Direction.FORWARD.value or migration.step not in ("copy_data", "verify_copy"):
+            raise errors.Conflict(reason=f"migration {migration_id} is at {migration.step}, nothing is to be written")
+        return self._driver.export(_pool(twin), self._name(twin), writable=True).as_dict()
+
+    @expose
+    @messaging.expected_exceptions(errors.MigratorError)  # type: ignore[untyped-decorator]
+    def revoke_destination(self, context: RequestContext, migration_id: str) -> None:
+        """End every export of the twin's object."""
+        with contextlib.suppress(errors.NotFound):  # no twin, no export
+            _, twin = self._twin(migration_id)
+            self._driver.revoke(_pool(twin), self._name(twin))
+
+    def _twin(self, migration_id: str) -> tuple[Migration, Volume]:
+        """The migration and its twin as they are now; raises NotFound."""
+        query = (
+            sa.select(Migration, Volume)
+            .join(Volume, Volume.id == Migration.destination_volume_id)
+            .where(Migration.id == migration_id, Volume.deleted_at.is_(None))
+        )
+        found = self._db.read(lambda session: session.execute(query).one_or_none())
+        if found is None:
+            raise errors.NotFound(kind="Destination of migration", id=migration_id)
+        return found[0], found[1]
+
+    def _twin_wanted(self, migration_id: str) -> Volume:
+        """The twin, if its migration still wants it created; raises Conflict or NotFound."""
+        migration, twin = self._twin(migration_id)
+        wanted = migration.end is None and (migration.step, migration.direction) == ("create_destination", "forward")
+        if not wanted or migration.cancel_requested or twin.status != "creating":
+            raise errors.Conflict(reason=f"migration {migration_id} no longer wants its destination created")
+        return twin
+
+    # --- recovery ---
+
+    def sweep(self, service: str) -> None:
+        """Do what rows of this backend ask for and no message brought: after a restart, and now and then."""
+        context = service_context()
+        handlers = {"creating": self.create_volume, "deleting": self.delete_volume, "extending": self.extend_volume}
+        for volume in self._db.read(lambda session: volumes.living(session, service, _is_pending())):
+            if self._locks.busy(self._name(volume)):
+                continue  # somebody is at it, perhaps for long
+            if volume.twin_of is not None:
+                self._reap(volume)
+            else:
+                handlers[volume.status](context, volume_id=volume.id)
+        for snapshot in self._db.read(lambda session: _pending_snapshots(session, service)):
+            handler = self.create_snapshot if snapshot.status == "creating" else self.delete_snapshot
+            handler(context, snapshot_id=snapshot.id)
+
+    def _reap(self, twin: Volume) -> None:
+        """Remove the twin of a migration that ended without it."""
+        migration = self._db.read(lambda session: session.get(Migration, twin.migration_id))
+        if migration is not None and migration.end is None:
+            return
+        with self._locks.hold(self._name(twin), timeout=0) as free:
+            if not free:
+                return
+            try:
+                self._driver.delete(_pool(twin), self._name(twin))
+            except errors.MigratorError as error:
+                level = logging.DEBUG if twin.id in self._reported else logging.WARNING
+                LOG.log(level, "Cannot remove %s yet, it is tried again and again: %s", self._name(twin), error)
+                self._reported.add(twin.id)
+                return
+            self._db.run(lambda session: volumes.remove(session, twin.id))
+        LOG.info("Removed %s, which migration %s left on %s", self._name(twin), twin.migration_id, twin.host)
+        self._report()
+
+    # --- helpers ---
+
+    def _name(self, volume: Volume) -> str:
+        return str(self._conf.volume_name_template % volume.object_id)
+
+    def _snapshot_name(self, snapshot_id: str) -> str:
+        return str(self._conf.snapshot_name_template % snapshot_id)
+
+    def _wanted(self, volume_id: str, status: str) -> Volume | None:
+        volume = self._db.read(lambda session: volumes.find(session, volume_id))
+        return volume if volume is not None and volume.status == status and volume.host is not None else None
+
+    def _migrating(self, volume: Volume) -> bool:
+        """Tell whether a migration still works on the volume; nudge it to see its cancel."""
+        if volume.migration_id is None:
+            return False
+        migration_id = volume.migration_id
+        migration = self._db.read(lambda session: session.get(Migration, migration_id))
+        if migration is None or migration.end is not None:
+            return False
+        self._run_migration(migration_id)
+        return True
+
+    def _after_migration(self, work: Callable[[], None]) -> None:
+        """Come back to ``work`` soon, when the migration may have let go of the volume."""
+        timer = threading.Timer(LOOK_AGAIN_SECONDS, work)
+        timer.daemon = True
+        timer.start()
+
+    def _settle(self, volume: Volume, was: str, **values: Any) -> None:
+        self._db.run(lambda session: volumes.update_where(session, volume.id, Volume.status == was, **values))
+
+    @contextlib.contextmanager
+    def _failing(self, volume: Volume, status: str, event: str) -> Iterator[None]:
+        """Turn a failure of the block into the volume's status and a message for its users."""
+        try:
+            yield
+        except (errors.MigratorError, OSError) as error:
+            LOG.error("Volume %s: %s failed: %s", volume.id, event, error)
+            text = str(error)
+
+            def work(session: Session) -> None:
+                volumes.update_where(session, volume.id, status=status)
+                messages.add(
+                    session,
+                    project_id=volume.project_id,
+                    request_id=None,
+                    resource_uuid=volume.id,
+                    event=event,
+                    text=text,
+                )
+
+            self._db.run(work)
+
+    # --- snapshots ---
+
+    def _snapshot(self, snapshot_id: str, status: str) -> Snapshot | None:
+        query = sa.select(Snapshot).where(
+            Snapshot.id == snapshot_id, Snapshot.deleted_at.is_(None), Snapshot.status == status
+        )
+        return self._db.read(lambda session: session.scalar(query))
+
+    def _snapshots(self, volume_id: str) -> list[Snapshot]:
+        query = sa.select(Snapshot).where(Snapshot.volume_id == volume_id, Snapshot.deleted_at.is_(None))
+        return self._db.read(lambda session: list(session.scalars(query)))
+
+    def _delete_snapshot(self, volume: Volume, snapshot: Snapshot) -> None:
+        self._driver.delete_snapshot(_pool(volume), self._name(volume), self._snapshot_name(snapshot.id))
+        self._set_snapshot(snapshot.id, status="deleted", deleted_at=utcnow())
+
+    def _set_snapshot(self, snapshot_id: str, **values: Any) -> None:
+        statement = sa.update(Snapshot).where(Snapshot.id == snapshot_id).values(updated_at=utcnow(), **values)
+        self._db.run(lambda session: session.execute(statement))
+
+    def _snapshot_failed(self, snapshot: Snapshot, status: str, error: errors.MigratorError) -> None:
+        LOG.error("Snapshot %s: %s", snapshot.id, error)
+        self._set_snapshot(snapshot.id, status=status)
+        self._db.run(
+            lambda session: messages.add(
+                session,
+                project_id=snapshot.project_id,
+                request_id=None,
+                resource_uuid=snapshot.id,
+                event="snapshot",
+                text=error.message,
+                resource_type="VOLUME_SNAPSHOT",
+            )
+        )
+
+
+def _pool(volume: Volume) -> str:
+    assert volume.host is not None, "a volume on a backend has a host"
+    pool = BackendName.parse(volume.host).pool
+    assert pool is not None, "a volume's host always names the pool"
+    return pool
+
+
+def _is_pending() -> sa.ColumnElement[bool]:
+    return sa.or_(
+        sa.and_(Volume.twin_of.is_(None), Volume.status.in_(["creating", "deleting", "extending"])),
+        sa.and_(Volume.twin_of.is_not(None), Volume.status == "deleting"),
+    )
+
+
+def _pending_snapshots(session: Session, service: str) -> list[Snapshot]:
+    query = (
+        sa.select(Snapshot)
+        .join(Volume, Volume.id == Snapshot.volume_id)
+        .where(
+            Volume.host.startswith(service + "#", autoescape=True),
+            Snapshot.deleted_at.is_(None),
+            Snapshot.status.in_(["creating", "deleting"]),
+        )
+    )
+    return list(session.scalars(query))

@@ -1,0 +1,284 @@
+"""The loop that works on migrations: claim a row, run one function, advance; until the row is no longer ours.
+
+A crash needs no rule of its own: it is an attempt that never reported.  Whoever next finds the row free (a message,
+the sweep, a restart) claims it and calls the same function again, so start and recovery come through one door.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from oslo_db import exception as db_exc
+from sqlalchemy.orm import Session
+
+from migrator import errors, machine
+from migrator.db import migrations
+from migrator.db.api import Database, clock
+from migrator.db.migrations import Outcome
+from migrator.db.models import Migration
+from migrator.volume import states
+from migrator.volume.states import Direction, Event
+
+LOG = logging.getLogger(__name__)
+
+Function = Callable[[Migration], Outcome]
+"""Does a step, or takes it back; may be run again after any interruption."""
+
+
+def new_owner() -> str:
+    """A name for this process that tells, on this machine, whether it still lives: boot, pid, start time, a nonce."""
+    pid = os.getpid()
+    return f"{machine.boot_id()}:{pid}:{machine.process_started(pid)}:{uuid.uuid4().hex[:8]}"
+
+
+def is_dead(owner: str | None) -> bool:
+    """Tell whether the process behind ``owner`` certainly is gone; False for one of another machine."""
+    if owner is None:
+        return False
+    boot, pid, started, _nonce = owner.rsplit(":", 3)
+    return boot == machine.boot_id() and not machine.is_alive(int(pid), int(started))
+
+
+class Interrupted(Exception):
+    """The service is ending: the step stopped where it was, and whoever comes next goes on from there."""
+
+
+def claim(db: Database, migration_id: str, owner: str, lease_seconds: float) -> Migration | None:
+    """Take the migration for ``owner``; None when it is not to be had. Raises NotFound."""
+
+    def work(session: Session) -> Migration | None:
+        seen = migrations.get(session, migration_id)
+        took = migrations.claim(session, seen, owner, lease_seconds, owner_is_dead=is_dead(seen.owner))
+        return migrations.get(session, migration_id) if took else None
+
+    return db.run(work)
+
+
+def unowned(db: Database, *expected: sa.ColumnElement[bool]) -> list[Migration]:
+    """Due migrations that nobody works on: free, out of lease, or of a process that is gone."""
+    rows, now = db.read(lambda session: (migrations.waiting(session, *expected), clock(session)))
+    return [row for row in rows if row.owner is None or row.lease_until < now or is_dead(row.owner)]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Seconds and counts that the runner goes by; see the options of the same names in conf.py."""
+
+    lease_seconds: float
+    sweep_seconds: float
+    attempts: int
+    retry_seconds: float
+    parallel: int
+
+
+class Runner:
+    """Works on the migrations of one service; ``functions`` has one for every (step, direction) that it may meet."""
+
+    def __init__(
+        self,
+        db: Database,
+        functions: Mapping[tuple[str, Direction], Function],
+        mine: Callable[[], sa.ColumnElement[bool]],
+        settings: Settings,
+        handed_over: Callable[[Migration], None] = lambda migration: None,
+    ) -> None:
+        """``mine`` says which rows the sweep looks for; ``handed_over`` is told of rows that others go on with."""
+        self.owner = new_owner()
+        self._db = db
+        self._functions = functions
+        self._mine = mine
+        self._settings = settings
+        self._handed_over = handed_over
+        self._pool = ThreadPoolExecutor(settings.parallel, thread_name_prefix="migration")
+        self._lock = threading.Lock()
+        self._active: set[str] = set()
+        self._due: list[float] = []
+        self._wake = threading.Event()
+        #: Set when the service ends; long steps look at it.
+        self.stopping = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._sweep_forever, name="migration-sweep", daemon=True),
+            threading.Thread(target=self._renew_forever, name="migration-lease", daemon=True),
+        ]
+
+    def start(self) -> None:
+        """Begin to sweep; the first sweep is the recovery after a restart."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Take on nothing more; what runs is given up by the end of the process and resumed by the next."""
+        self.stopping.set()
+        self._wake.set()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def submit(self, migration_id: str) -> None:
+        """Work on a migration soon, unless this runner does already."""
+        with self._lock:
+            if migration_id in self._active or self.stopping.is_set():
+                return
+            self._active.add(migration_id)
+        try:
+            self._pool.submit(self._work, migration_id)
+        except RuntimeError:  # the pool was shut down in between
+            self._leave(migration_id)
+
+    # --- one migration ---
+
+    def _work(self, migration_id: str) -> None:
+        try:
+            self.run(migration_id)
+        except errors.NotFound:
+            LOG.info("Migration %s is gone", migration_id)
+        except errors.LostOwnership as error:
+            LOG.warning("%s Another runner goes on with it", error)
+        except db_exc.DBError as error:
+            LOG.error("Migration %s interrupted, the database does not answer: %s", migration_id, error)
+        except Exception:
+            LOG.exception("Migration %s interrupted by a fault of the runner", migration_id)
+        finally:
+            self._leave(migration_id)
+
+    def _leave(self, migration_id: str) -> None:
+        with self._lock:
+            self._active.discard(migration_id)
+
+    def run(self, migration_id: str) -> None:
+        """Claim the migration and do its steps until it is over or no longer ours."""
+        row = claim(self._db, migration_id, self.owner, self._settings.lease_seconds)
+        while row is not None:
+            try:
+                outcome = self._attempt(row)
+            except Interrupted:
+                self._release(row)
+                return
+            row = self._settle(self._advance(row, outcome))
+
+    def _release(self, row: Migration) -> None:
+        """Give back a row that was interrupted; the attempt does not count."""
+        self._db.run(lambda session: migrations.release(session, row))
+
+    def _attempt(self, row: Migration) -> Outcome:
+        """Run the function of the row's step, and make of every failure an outcome."""
+        if self.stopping.is_set():
+            raise Interrupted
+        at = migrations.position(row)
+        step = states.PLANS[at.plan].step(at.step)
+        if row.cancel_requested and at.direction is Direction.FORWARD and states.may_cancel(at):
+            return Outcome(Event.FAILED, "cancelled on request")
+        if row.attempts > self._settings.attempts and not step.forever:
+            return Outcome(Event.FAILED, error=errors.TooManyAttempts(step=at.step, attempts=row.attempts - 1))
+        began = time.monotonic()
+        try:
+            outcome = self._functions[at.step, at.direction](row)
+        except (Interrupted, errors.LostOwnership, db_exc.DBError):
+            raise
+        except errors.MigratorError as error:
+            outcome = Outcome(Event.FAILED, error=error)
+        except Exception as error:  # a driver's fault must end in the row, not in a thread
+            LOG.exception("Migration %s: unexpected fault in %s", row.id, at.step)
+            outcome = Outcome(
+                Event.FAILED, error=errors.DriverError(backend=row.source_host, reason=f"unexpected fault: {error!r}")
+            )
+        self._log(row, outcome, time.monotonic() - began)
+        return outcome
+
+    def _advance(self, row: Migration, outcome: Outcome) -> Migration:
+        settings = self._settings
+
+        def write(what: Outcome) -> Migration:
+            return self._db.run(
+                lambda session: migrations.advance(
+                    session, row, what, attempts_allowed=settings.attempts, retry_seconds=settings.retry_seconds
+                )
+            )
+
+        try:
+            return write(outcome)
+        except errors.LostOwnership:
+            raise
+        except errors.MigratorError as error:  # the switch found the volume changed, say: that is the step's failure
+            return write(Outcome(Event.FAILED, error=error))
+
+    def _settle(self, row: Migration) -> Migration | None:
+        """Return the row if it still is ours to go on with."""
+        if row.end is not None:
+            level = logging.INFO if row.end in ("success", "cancelled") else logging.ERROR
+            LOG.log(
+                level, "Migration %s of volume %s ended: %s %s", row.id, row.volume_id, row.end, row.error_message or ""
+            )
+            self._handed_over(row)
+            return None
+        if row.owner == self.owner:
+            return row
+        if row.attempts:  # to be tried again
+            with self._lock:
+                self._due.append(time.monotonic() + max(0.0, row.not_before - self._db.now()))
+            self._wake.set()
+        else:
+            self._handed_over(row)
+        return None
+
+    @staticmethod
+    def _log(row: Migration, outcome: Outcome, seconds: float) -> None:
+        what = "failed" if outcome.event is Event.FAILED else outcome.event.value
+        LOG.log(
+            logging.WARNING if outcome.error is not None else logging.INFO,
+            "Migration %s: %s %s (%s, attempt %d) %s in %.3f s%s%s",
+            row.id,
+            row.step,
+            row.direction,
+            row.plan,
+            row.attempts,
+            what,
+            seconds,
+            f", {outcome.bytes} bytes" if outcome.bytes is not None else "",
+            f": {outcome.error or outcome.message}" if outcome.error or outcome.message else "",
+        )
+
+    # --- all of them ---
+
+    def sweep(self) -> None:
+        """Submit every row of ours that nobody works on."""
+        for row in unowned(self._db, self._mine()):
+            self.submit(row.id)
+
+    def _sweep_forever(self) -> None:
+        while not self.stopping.is_set():
+            try:
+                self.sweep()
+            except db_exc.DBError as error:
+                LOG.error("Cannot look for migrations, the database does not answer: %s", error)
+            self._wake.wait(self._pause())
+            self._wake.clear()
+
+    def _pause(self) -> float:
+        """Seconds until the next sweep: the interval, or less where a retry is due."""
+        now = time.monotonic()
+        with self._lock:
+            first = min(self._due, default=now + self._settings.sweep_seconds)
+            self._due = [due for due in self._due if due > now]
+        return max(0.01, min(self._settings.sweep_seconds, first - now + 0.01))
+
+    def _renew_forever(self) -> None:
+        while not self.stopping.wait(self._settings.lease_seconds / 3):
+            with self._lock:
+                active = list(self._active)
+            if not active:
+                continue
+            try:
+                self._db.run(
+                    lambda session, ids=active: migrations.renew(  # type: ignore[misc]
+                        session, self.owner, ids, self._settings.lease_seconds
+                    )
+                )
+            except db_exc.DBError as error:
+                LOG.error("Cannot renew %d leases, the database does not answer: %s", len(active), error)
