@@ -11,7 +11,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-test
 	tests/prepare
 	$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest -n 4 --dist worksteal $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n 3 --dist worksteal $(PYTEST_ARGS)
 
 bench: $(VENV)/installed-test
 	tests/prepare

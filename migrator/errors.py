@@ -30,7 +30,7 @@ class MigratorError(Exception):
 
     @property
     def message(self) -> str:
-        return str(self)
+        return self.template.format(**self.kwargs)
 
 
 # --- bad requests --------------------------------------------------------------------------------------------------

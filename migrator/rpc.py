@@ -109,6 +109,9 @@ class _Client:
 def _translated(peer: str, seconds: float) -> Iterator[None]:
     try:
         yield
+    except errors.MigratorError as error:
+        # What the bus makes of an error of ours carries the other process's traceback in its text.
+        raise getattr(errors, error.code)(**error.kwargs) from None
     except messaging.MessagingTimeout as error:
         raise errors.ServiceUnavailable(service=peer, reason=f"no answer within {seconds:g} s") from error
     except messaging.RemoteError as error:

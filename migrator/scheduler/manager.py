@@ -182,9 +182,6 @@ class SchedulerManager:
         return self._db.run(lambda session: self._advance(session, row, Outcome(Event.FAILED, error=error)))
 
     def _pick(self, session: Session, migration: Migration) -> Migration:
-        if migration.attempts > self._conf.migration_attempts:
-            given_up = errors.TooManyAttempts(step=migration.step, attempts=migration.attempts - 1)
-            return self._advance(session, migration, Outcome(Event.FAILED, error=given_up))
         volume = volumes.get(session, migration.volume_id)
         source = BackendName.parse(migration.source_host)
         known = self._pools.get(source)

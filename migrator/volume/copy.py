@@ -227,7 +227,7 @@ def copy(
     with job.crew as crew:
         crew.start(options.threads, options.block, job.work)
         due = began + options.checkpoint_seconds
-        while crew.work_on(min(TICK_SECONDS, max(0.0, due - time.monotonic()))):
+        while crew.work_on(TICK_SECONDS if crew.halted else min(TICK_SECONDS, max(0.0, due - time.monotonic()))):
             if crew.halted:
                 continue
             on_progress(job.progress())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 import signal
@@ -25,6 +26,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def _die_with_the_tests() -> None:
+    """Have the kernel kill this process when the tests are: a left-over service would answer for the next ones."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 class Process:
     """One program with its log; killed with its children when the test ends."""
 
@@ -39,7 +45,13 @@ class Process:
         with self.log.open("ab") as log:
             self._from = log.tell()
             self.popen = subprocess.Popen(
-                self._command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self._env, start_new_session=True
+                self._command,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env=self._env,
+                start_new_session=True,
+                preexec_fn=_die_with_the_tests,
             )
 
     @property

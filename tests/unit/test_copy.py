@@ -151,7 +151,9 @@ class Run:
     def on_checkpoint(self, checkpoint: Checkpoint) -> None:
         with self.destination.lock:
             for start, length in checkpoint.ranges:
-                assert self.destination.durable[start : start + length] == self.source.content[start : start + length]
+                kept = self.destination.durable[start : start + length]
+                if kept != self.source.content[start : start + length]:
+                    raise AssertionError(f"{start}+{length} is reported and not durable")
         self.done = checkpoint.ranges
         self.checkpoints.append(checkpoint.ranges)
 

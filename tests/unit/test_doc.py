@@ -17,7 +17,7 @@ PAGES = ROOT / "doc" / "source"
 
 
 def page(name: str) -> str:
-    return (PAGES / f"{name}.rst").read_text()
+    return (PAGES / f"{name}.rst").read_text(encoding="utf-8")
 
 
 def test_the_table_of_routes_is_the_one_that_is_served() -> None:

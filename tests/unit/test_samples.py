@@ -27,11 +27,11 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", ["migrator.conf.sample", "policy.yaml.sample"])
 def test_the_committed_sample_is_what_the_generator_prints(name: str, printed: Path) -> None:
     """If this fails: ``make sample``."""
-    assert (ETC / name).read_text() == (printed / name).read_text()
+    assert (ETC / name).read_text(encoding="utf-8") == (printed / name).read_text(encoding="utf-8")
 
 
 def test_the_sample_says_every_option_and_nothing_of_this_machine() -> None:
-    text = (ETC / "migrator.conf.sample").read_text()
+    text = (ETC / "migrator.conf.sample").read_text(encoding="utf-8")
     for group, options in config.list_opts():
         section = text.partition(f"[{group}]\n\n")[2].partition("\n[")[0]
         for option in options:
@@ -40,7 +40,7 @@ def test_the_sample_says_every_option_and_nothing_of_this_machine() -> None:
 
 
 def test_the_sample_says_every_rule_with_what_it_polices() -> None:
-    text = (ETC / "policy.yaml.sample").read_text()
+    text = (ETC / "policy.yaml.sample").read_text(encoding="utf-8")
     for rule in policy.list_rules():
         assert f'\n#"{rule.name}": ' in f"\n{text}", rule.name
     assert "# POST  /volumes/{volume_id}/action (os-migrate_volume)\n" in text
