@@ -17,7 +17,7 @@ from tests.support.processes import AllInOne
 
 @contextlib.contextmanager
 def broker_alone() -> Iterator[None]:
-    """Wait until no other test uses the broker: two deployments with equal host names would take each other's messages."""
+    """Wait until no other test uses the broker: deployments with equal host names would take each other's messages."""
     with (Path(tempfile.gettempdir()) / "migrator-tests-broker.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -70,7 +70,7 @@ def test_a_copy_survives_kill_9_of_its_service_and_resumes_from_its_last_flushed
         return migration if migration["step"] == "copy_data" and migration["bytes_done"] > 512 * MIB else None
 
     until(half_way, "some of it is copied and flushed", 60, pause=0.005)
-    deployment.processes["hosta"].kill()
+    deployment.processes["hosta"].kill_all()
     interrupted = rest.migration_of(volume_id)
     assert interrupted["step"] == "copy_data"
     deployment.processes["hosta"].start()

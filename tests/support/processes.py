@@ -82,6 +82,12 @@ class Process:
         self.popen.kill()
         self.popen.wait()
 
+    def kill_all(self) -> None:
+        """SIGKILL to the process and all its children at once."""
+        assert self.popen is not None
+        os.killpg(self.pid, signal.SIGKILL)
+        self.popen.wait()
+
     def terminate(self, seconds: float = 10.0) -> int:
         """SIGTERM; return the exit code, which must come within ``seconds``."""
         assert self.popen is not None

@@ -48,6 +48,6 @@ def test_the_sample_says_every_rule_with_what_it_polices() -> None:
 
 def test_the_full_list_has_the_options_of_the_libraries_too() -> None:
     command = [str(BIN / "oslo-config-generator"), "--config-file", str(ETC / "config-generator.conf")]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, check=True, capture_output=True, encoding="utf-8", timeout=120)
     for name in ("enabled_backends", "transport_url", "www_authenticate_uri", "policy_file", "log_file"):
         assert f"\n#{name} =" in done.stdout, name
