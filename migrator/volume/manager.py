@@ -86,6 +86,8 @@ class VolumeManager:
         self._run_migration = run_migration
         self._report = report
         self._locks = ObjectLocks()
+        #: Volumes and snapshots that a timer will come back to.
+        self._waiting: set[str] = set()
         #: Twins whose removal failed: said once, not at each sweep.
         self._reported: set[str] = set()
 
@@ -136,7 +138,7 @@ class VolumeManager:
         if volume is None:
             return
         if self._migrating(volume):
-            self._after_migration(lambda: self.delete_volume(context, volume_id=volume_id))
+            self._after_migration(volume_id, lambda: self.delete_volume(context, volume_id=volume_id))
             return
         with self._locks.hold(self._name(volume)), self._failing(volume, "error_deleting", "delete"):
             for snapshot in self._snapshots(volume_id):
@@ -152,7 +154,7 @@ class VolumeManager:
         if volume is None or volume.wanted_size is None:
             return
         if self._migrating(volume):
-            self._after_migration(lambda: self.extend_volume(context, volume_id=volume_id))
+            self._after_migration(volume_id, lambda: self.extend_volume(context, volume_id=volume_id))
             return
         size = volume.wanted_size
         with self._locks.hold(self._name(volume)), self._failing(volume, "error_extending", "extend"):
@@ -168,7 +170,7 @@ class VolumeManager:
             return
         volume = self._db.read(lambda session: volumes.get(session, snapshot.volume_id))
         if self._migrating(volume):
-            self._after_migration(lambda: self.create_snapshot(context, snapshot_id=snapshot_id))
+            self._after_migration(snapshot_id, lambda: self.create_snapshot(context, snapshot_id=snapshot_id))
             return
         with self._locks.hold(self._name(volume)):
             try:
@@ -320,9 +322,17 @@ class VolumeManager:
         self._run_migration(migration_id)
         return True
 
-    def _after_migration(self, work: Callable[[], None]) -> None:
-        """Come back to ``work`` soon, when the migration may have let go of the volume."""
-        timer = threading.Timer(LOOK_AGAIN_SECONDS, work)
+    def _after_migration(self, object_id: str, work: Callable[[], None]) -> None:
+        """Come back to ``work`` for an object soon, when the migration may have let go of its volume."""
+        if object_id in self._waiting:
+            return  # a message and the sweep may both have come for it
+
+        def again() -> None:
+            self._waiting.discard(object_id)
+            work()
+
+        self._waiting.add(object_id)
+        timer = threading.Timer(LOOK_AGAIN_SECONDS, again)
         timer.daemon = True
         timer.start()
 

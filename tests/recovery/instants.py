@@ -6,9 +6,10 @@ An instant has a label such as ``copy_data forward before``, ``mem2 create after
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from oslo_db import exception as db_exc
@@ -80,6 +81,15 @@ class Instants:
 
     def clear(self) -> None:
         self.trail, self.traps, self.died, self.deaths = [], [], False, 0
+
+    @contextlib.contextmanager
+    def unwatched(self) -> Iterator[None]:
+        """Nothing is looked at inside: what a test broke on purpose is being cleared away."""
+        check, self._check = self._check, lambda label: None
+        try:
+            yield
+        finally:
+            self._check = check
 
     def die(self) -> None:
         """The process ends at this instant."""

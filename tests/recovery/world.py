@@ -190,8 +190,9 @@ class Plant:
             if isinstance(driver, MemoryDriver):
                 driver.faults.release()
                 driver.assists = True
-        for host, name in self.checker.storage.objects():
-            self.driver(host).delete("pool1", name)
+        with self.instants.unwatched():
+            for host, name in self.checker.storage.objects():
+                self.driver(host).delete("pool1", name)
         with self.db.writer() as session:
             for table in reversed(Base.metadata.sorted_tables):
                 if table.name != Service.__tablename__:
