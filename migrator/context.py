@@ -21,5 +21,5 @@ class RequestContext(context.RequestContext):  # type: ignore[misc]
 
 
 def service_context() -> RequestContext:
-    """The context of work that nobody asked for now: sweeps, reports, recovery."""
+    """The context of work that no request began: sweeps, reports, recovery."""
     return RequestContext(is_admin=True, roles=["admin"], user_id=None, project_id=None)
