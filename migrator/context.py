@@ -11,13 +11,9 @@ class RequestContext(context.RequestContext):  # type: ignore[misc]
     """A caller with a project, roles and request ids; ``is_admin`` is what policy makes of the roles."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        #: Token of the service that calls for the user, checked by the middleware; never logged or stored.
+        # Only a request's own thread logs under its name; see api/auth.py.
         kwargs.setdefault("overwrite", False)
         super().__init__(*args, **kwargs)
-
-    @property
-    def is_admin_caller(self) -> bool:
-        return "admin" in (self.roles or [])
 
 
 def service_context() -> RequestContext:
