@@ -129,10 +129,41 @@ class Copier(Protocol):
         """End it at once; what it had under way raises. From any thread."""
 
 
+class _Orders:
+    """The two calls of a copier, put into the words that volume/worker.py knows."""
+
+    def _run(self, command: dict[str, Any], on_event: OnEvent, cancelled: Cancelled) -> dict[str, Any]:
+        """Do what the command asks for and return its last event."""
+        raise AssertionError("each copier runs its jobs somewhere")
+
+    def copy(
+        self,
+        source: Mapping[str, Any],
+        destination: Mapping[str, Any],
+        done: list[list[int]],
+        options: Mapping[str, Any],
+        on_event: OnEvent,
+        cancelled: Cancelled,
+    ) -> dict[str, Any]:
+        command = {"do": "copy", "source": source, "destination": destination, "done": done, "options": options}
+        return self._run(command, on_event, cancelled)
+
+    def verify(
+        self,
+        source: Mapping[str, Any],
+        destination: Mapping[str, Any],
+        cancelled: Cancelled,
+        bytes_per_second: float | None = None,
+    ) -> str:
+        options = {"bytes_per_second": bytes_per_second}
+        command = {"do": "verify", "source": source, "destination": destination, "options": options}
+        return str(self._run(command, lambda event: None, cancelled)["checksum"])
+
+
 # --- in a process of its own -----------------------------------------------------------------------------------------
 
 
-class WorkerCopier:
+class WorkerCopier(_Orders):
     """One worker process; a job that ends in any other way than by the worker's own word ends the worker too."""
 
     def __init__(self) -> None:
@@ -164,29 +195,6 @@ class WorkerCopier:
     @property
     def is_alive(self) -> bool:
         return self._process.poll() is None
-
-    def copy(
-        self,
-        source: Mapping[str, Any],
-        destination: Mapping[str, Any],
-        done: list[list[int]],
-        options: Mapping[str, Any],
-        on_event: OnEvent,
-        cancelled: Cancelled,
-    ) -> dict[str, Any]:
-        command = {"do": "copy", "source": source, "destination": destination, "done": done, "options": options}
-        return self._run(command, on_event, cancelled)
-
-    def verify(
-        self,
-        source: Mapping[str, Any],
-        destination: Mapping[str, Any],
-        cancelled: Cancelled,
-        bytes_per_second: float | None = None,
-    ) -> str:
-        options = {"bytes_per_second": bytes_per_second}
-        command = {"do": "verify", "source": source, "destination": destination, "options": options}
-        return str(self._run(command, lambda event: None, cancelled)["checksum"])
 
     def limit(self, bytes_per_second: float | None) -> None:
         self._send({"do": "rate", "bytes_per_second": bytes_per_second})
@@ -313,7 +321,7 @@ def kill_worker(identity: Mapping[str, Any]) -> bool:
 # --- in the calling thread -------------------------------------------------------------------------------------------
 
 
-class InlineCopier:
+class InlineCopier(_Orders):
     """Copies in the calling thread what only this process can reach."""
 
     identity: dict[str, Any] | None = None
@@ -321,29 +329,6 @@ class InlineCopier:
     def __init__(self, open_memory: Callable[[str], MemoryObject]) -> None:
         self._open_memory = open_memory
         self._control: Control | None = None
-
-    def copy(
-        self,
-        source: Mapping[str, Any],
-        destination: Mapping[str, Any],
-        done: list[list[int]],
-        options: Mapping[str, Any],
-        on_event: OnEvent,
-        cancelled: Cancelled,
-    ) -> dict[str, Any]:
-        command = {"do": "copy", "source": source, "destination": destination, "done": done, "options": options}
-        return self._run(command, on_event, cancelled)
-
-    def verify(
-        self,
-        source: Mapping[str, Any],
-        destination: Mapping[str, Any],
-        cancelled: Cancelled,
-        bytes_per_second: float | None = None,
-    ) -> str:
-        options = {"bytes_per_second": bytes_per_second}
-        command = {"do": "verify", "source": source, "destination": destination, "options": options}
-        return str(self._run(command, lambda event: None, cancelled)["checksum"])
 
     def limit(self, bytes_per_second: float | None) -> None:
         if self._control is not None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
+from tests.support.needs import missing
 
 #: The smallest that mkfs.xfs makes; the image is sparse, so it costs a few megabytes.
 XFS_SIZE = 300 * 1024**2
@@ -20,10 +20,10 @@ def mounted(directory: Path, *mount: str) -> Iterator[Path]:
     """Mount something on ``directory`` for the time of a block; skips the test where that is not allowed."""
     directory.mkdir(parents=True, exist_ok=True)
     if os.geteuid() != 0:
-        pytest.skip("only root can mount")
+        missing("only root can mount")
     done = subprocess.run(["mount", *mount, str(directory)], capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        pytest.skip(f"mount is not possible here: {done.stderr.strip()}")
+        missing(f"mount is not possible here: {done.stderr.strip()}")
     try:
         yield directory
     finally:
@@ -41,7 +41,7 @@ def xfs(directory: Path) -> Iterator[Path]:
     """A file system whose files can share blocks."""
     mkfs = shutil.which("mkfs.xfs", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
     if mkfs is None:
-        pytest.skip("mkfs.xfs is not installed")
+        missing("mkfs.xfs is not installed")
     image = directory.with_suffix(".img")
     with image.open("wb") as file:
         file.truncate(XFS_SIZE)

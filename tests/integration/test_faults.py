@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support.data import GIB, MIB, digest, write_pattern
+from tests.support.needs import missing
 from tests.support.processes import AllInOne
 from tests.support.rest import Rest
 from tests.support.waiting import until
@@ -90,7 +91,7 @@ def test_a_destination_over_its_quota(tmp_path: Path, beds: list[Bed]) -> None:
 
 def test_a_full_file_system(tmp_path: Path, beds: list[Bed]) -> None:
     if os.geteuid() != 0:
-        pytest.skip("mounting a small tmpfs needs root; the quota stands in for it above")
+        missing("mounting a small tmpfs needs root; the quota stands in for it above")
     (tmp_path / "two").mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96m", "none", str(tmp_path / "two")], check=True)
     bed = Bed(tmp_path)
