@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench lint unit sample docs clean
+.PHONY: demo test soak bench bench-copy lint unit sample docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m tests.demo
@@ -13,9 +13,17 @@ test: $(VENV)/installed-test
 	$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest -q -n 3 --dist worksteal $(PYTEST_ARGS)
 
+# make soak SOAK_ARGS="--minutes 60 --seed 1 --deployment separate"
+soak: $(VENV)/installed-test
+	$(BIN)/python -m tests.soak $(SOAK_ARGS)
+
 bench: $(VENV)/installed-test
 	tests/prepare
 	$(BIN)/python -m tests.bench
+
+bench-copy: $(VENV)/installed-test
+	tests/prepare
+	$(BIN)/python -m tests.bench.bench_copy $(BENCH_ARGS)
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -30,7 +30,9 @@ SERVICE_OPTS: list[cfg.Opt] = [
     ),
     cfg.StrOpt(
         "cluster",
-        help="Name of the cluster that this volume service belongs to, as os-services shows it.",
+        help="Name of the cluster that this volume service belongs to. Services of one cluster must have the same "
+        "storage behind backends and pools of the same name: while one of them is down, the others go on with its "
+        "migrations. Leave it unset where each has storage of its own.",
     ),
     cfg.StrOpt(
         "storage_availability_zone",
@@ -184,6 +186,58 @@ MIGRATION_OPTS: list[cfg.Opt] = [
         help="Seconds between two flushes of the destination, after which a copy's progress is recorded. What was "
         "copied since the last one is copied again after a crash.",
     ),
+    cfg.StrOpt(
+        "verify",
+        default="readback",
+        choices=[
+            ("readback", "the destination is read again past every cache and compared with what the source holds"),
+            ("inline", "a checksum is made of what passes by; a device that loses what it acknowledged is not noticed"),
+            ("none", "nothing is compared"),
+        ],
+        help="How a copy is verified before the volume is switched to it, unless the request for a migration says "
+        "otherwise. Change it where the storage checks its data itself and time matters more.",
+    ),
+    cfg.IntOpt(
+        "keep_source_seconds",
+        default=0,
+        min=0,
+        max=365 * 24 * 3600,
+        help="Seconds for which the source of a host copy is kept behind the switch, so that the migration can be "
+        "undone as long as nothing wrote to the volume. Raise it where a new backend is not trusted yet; the space "
+        "is in use twice meanwhile.",
+    ),
+    cfg.FloatOpt(
+        "notify_progress_seconds",
+        default=30.0,
+        min=1.0,
+        help="Seconds between two notifications migrate.progress of one migration. Raise it where the consumers of "
+        "notifications keep all of them. Without a driver in [oslo_messaging_notifications] there are none.",
+    ),
+    cfg.StrOpt(
+        "compute_service",
+        help="Who moves running servers from one volume to another, an entry point of migrator.compute (nova). Set it "
+        "for the API and for every volume service to migrate volumes in use; unset: they are refused.",
+    ),
+    cfg.FloatOpt(
+        "nova_poll_seconds",
+        default=10.0,
+        min=0.05,
+        help="Seconds between two looks at what the compute service does, in case its report is lost.",
+    ),
+    cfg.FloatOpt(
+        "swap_begin_seconds",
+        default=120.0,
+        min=0.1,
+        help="Seconds after which a swap that the compute service has not begun is given up. Must exceed the time "
+        "that it takes to answer.",
+    ),
+    cfg.FloatOpt(
+        "swap_timeout_seconds",
+        default=86400.0,
+        min=0.1,
+        help="Seconds that the compute service has for a swap, the copy of all data included. Raise it for volumes "
+        "that take longer than a day.",
+    ),
     cfg.IntOpt("rpc_step_timeout_seconds", default=30, min=1, help="Seconds a destination has to export or revoke."),
     cfg.IntOpt(
         "rpc_call_monitor_seconds",
@@ -193,10 +247,61 @@ MIGRATION_OPTS: list[cfg.Opt] = [
     ),
 ]
 
+EXPORT_OPTS: list[cfg.Opt] = [
+    cfg.HostAddressOpt(
+        "nbd_export_address",
+        help="Address of this host under which other hosts' volume services reach it: volumes that migrate to it from "
+        "other hosts are exported there over NBD. Default: what the host's name stands for, or the address it sends "
+        "from. Set it where the host has several; with nbd_tls = x509 it must be in the server's certificate.",
+    ),
+    cfg.StrOpt(
+        "nbd_ports",
+        default="10809-10999",
+        regex=r"^\d{1,5}-\d{1,5}$",
+        help="TCP ports for these exports, FIRST-LAST: one for each migration that comes in. Let the other volume "
+        "services' hosts, and nobody else, through the firewall to them.",
+    ),
+    cfg.StrOpt(
+        "nbd_tls",
+        default="psk",
+        choices=[
+            ("psk", "TLS with a key made for each export, which only the migration's copier is told"),
+            ("x509", "TLS with certificates on both sides, see nbd_tls_directory"),
+            ("off", "plain text: whoever is on the way can read and change the volume"),
+        ],
+        help="How data is protected between hosts. A host that does not say off takes part in no plain export either. "
+        "With psk, the message bus carries the keys, so it must be protected itself. Set off only for a network that "
+        "nobody else is on.",
+    ),
+    cfg.StrOpt(
+        "nbd_tls_directory",
+        help="Directory with ca-cert.pem, server-cert.pem, server-key.pem, client-cert.pem and client-key.pem for "
+        "nbd_tls = x509. Everybody who has a certificate of that authority is let in, so use one for this alone.",
+    ),
+    cfg.IntOpt(
+        "nbd_connections",
+        default=16,
+        min=1,
+        max=64,
+        help="Connections that one export accepts. More help where the network has a long delay.",
+    ),
+    cfg.StrOpt(
+        "nbd_server",
+        help="Path of the nbdkit or qemu-nbd that exports volumes. Default: nbdkit, if it is installed, else qemu-nbd.",
+    ),
+]
+
 BACKEND_OPTS: list[cfg.Opt] = [
     cfg.StrOpt("volume_driver", help="Driver of this backend: an entry point of migrator.drivers (file, memory, …)."),
     cfg.StrOpt("volume_backend_name", help="Name that volume types ask for by the extra spec volume_backend_name."),
     cfg.StrOpt("backend_availability_zone", help="Zone of this backend, instead of storage_availability_zone."),
+    cfg.ListOpt(
+        "shared_access",
+        default=[],
+        help="Other volume services (host@backend) whose storage this backend has, too, under the same pool names. "
+        "While one of them is down, this service goes on with its migrations. Set it where the cluster option cannot "
+        "say so because the backends' names differ.",
+    ),
     cfg.IntOpt(
         "reserved_percentage",
         default=0,
@@ -226,6 +331,64 @@ BACKEND_OPTS: list[cfg.Opt] = [
         help="GiB that the volumes of one pool of the file driver may allocate together; unset: as much as the file "
         "system holds. A copy into a pool over its quota fails as on a full disk.",
     ),
+    cfg.IntOpt(
+        "volume_copy_bps_limit",
+        default=0,
+        min=0,
+        help="Bytes per second at which volumes are copied out of this backend, each of them; 0: as fast as it goes. "
+        "Set it where migrations must leave room for others; a migration may be ordered another rate while it runs.",
+    ),
+    cfg.StrOpt(
+        "file_connection_type",
+        default="gpfs",
+        choices=[
+            ("gpfs", "libvirt gets a disk of type file: what a raw file needs"),
+            ("local", "libvirt gets a disk of type block, which a raw file is not; for compute drivers of other kinds"),
+        ],
+        help="What servers' hosts are told that a volume of the file driver is (driver_volume_type). Both come with "
+        "the file's path, so the host must have the pool's directory under the same path. Change it for a hypervisor "
+        "that knows the other word only.",
+    ),
+    cfg.DictOpt(
+        "block_pools",
+        default={},
+        help="Pools of the block driver and their devices, absolute paths or patterns that blanks separate: "
+        "pool1:/dev/disk/by-id/wwn-0x5000c5* /dev/zvol/tank/m1, pool2:/dev/disk/by-id/nvme-*. Each device holds one "
+        "volume. One that holds anything is left alone unless it is adopted or named in block_claim_devices.",
+    ),
+    cfg.StrOpt(
+        "block_state_dir",
+        default="$state_path/block",
+        help="Directory where the block driver records which device is which volume. It must be on a disk that is kept "
+        "and backed up as the volumes are, and be the same for all block backends of a machine, so that no two of "
+        "them take one device. Change it only together with its content.",
+    ),
+    cfg.StrOpt(
+        "block_wipe",
+        default="zero",
+        choices=[
+            ("zero", "every byte is zeroed"),
+            ("discard", "everything is discarded, read back, and zeroed where it does not read as zeros"),
+            ("none", "nothing: the next volume shows what the last one held, unless something else zeroes it"),
+        ],
+        help="What the block driver does to a device before it may hold the next volume. discard spares thin and "
+        "flash devices; choose it only where discarded blocks are documented to stay zero. none is only for devices "
+        "that are zeroed elsewhere: copies then write every zero.",
+    ),
+    cfg.IntOpt(
+        "block_wipe_jobs",
+        default=1,
+        min=1,
+        max=64,
+        help="Devices of one backend of the block driver that are wiped or checked at the same time. Raise it where "
+        "they are disks of their own.",
+    ),
+    cfg.ListOpt(
+        "block_claim_devices",
+        default=[],
+        help="Paths of devices of block_pools (no patterns) that the block driver may wipe although they hold data it "
+        "did not write. THEIR CONTENT IS LOST. Take a path out again once the log says that the device is wiping.",
+    ),
     cfg.ListOpt("memory_pools", default=["pool1"], help="Pools of the memory driver (volumes live in RAM; for tests)."),
     cfg.IntOpt("memory_pool_gib", default=1024, min=1, help="Capacity of each pool of the memory driver."),
 ]
@@ -235,7 +398,8 @@ DATABASE_OPTS: list[cfg.Opt] = [
         "connection",
         secret=True,
         help="SQLAlchemy URL of the database: sqlite:////path, mysql+pymysql://user:password@host/db or "
-        "postgresql+psycopg2://user:password@host/db. Default: the file migrator.sqlite in state_path.",
+        "postgresql+psycopg2://user:password@host/db. Default: the file migrator.sqlite in state_path. Parameters of "
+        "the client library may follow: ?read_timeout=60, say, the seconds after which a silent MariaDB is given up.",
     ),
     cfg.IntOpt("max_pool_size", default=20, min=1, help="Connections kept open per process."),
     cfg.IntOpt("max_overflow", default=50, min=0, help="Connections beyond max_pool_size under load, per process."),
@@ -248,8 +412,36 @@ DATABASE_OPTS: list[cfg.Opt] = [
     cfg.IntOpt("retry_interval", default=2, min=1, help="Seconds between two tries."),
 ]
 
+#: Section of the options of Nova; those of its credentials depend on auth_type and are read by keystoneauth.
+NOVA = "nova"
+NOVA_OPTS: list[cfg.Opt] = [
+    cfg.FloatOpt(
+        "connect_timeout_seconds",
+        default=10.0,
+        min=0.1,
+        help="Seconds that connecting to Nova may take; its answer has as long as timeout says.",
+    ),
+]
+
+
+def nova_opts() -> list[cfg.Opt]:
+    """Options of [nova]: credentials (auth_type), session and endpoint, as every client of keystoneauth has them."""
+    from keystoneauth1 import loading
+
+    common = loading.get_auth_common_conf_options() + loading.get_session_conf_options()
+    adapter = loading.get_adapter_conf_options(include_deprecated=False)
+    cfg.set_defaults(common, timeout=60)
+    cfg.set_defaults(adapter, service_type="compute")
+    return [*common, *adapter, *NOVA_OPTS]
+
+
+def register_nova(conf: Conf) -> None:
+    """Register the options of [nova]: only who speaks to Nova needs them."""
+    conf.register_opts(nova_opts(), group=NOVA)
+
+
 _GROUPS: list[tuple[str | None, list[cfg.Opt]]] = [
-    (None, SERVICE_OPTS + API_OPTS + SCHEDULER_OPTS + MIGRATION_OPTS),
+    (None, SERVICE_OPTS + API_OPTS + SCHEDULER_OPTS + MIGRATION_OPTS + EXPORT_OPTS),
     ("database", DATABASE_OPTS),
 ]
 _SAMPLE_BACKEND = "file1"
@@ -258,7 +450,14 @@ _SAMPLE_BACKEND = "file1"
 def list_opts() -> list[tuple[str, list[cfg.Opt]]]:
     """Every group with its options, for the sample configuration file."""
     groups = [(group or "DEFAULT", opts) for group, opts in _GROUPS]
-    return [*groups, (_SAMPLE_BACKEND, BACKEND_OPTS)]
+    return [*groups, (NOVA, [*nova_opts(), *_password_opts()]), (_SAMPLE_BACKEND, BACKEND_OPTS)]
+
+
+def _password_opts() -> list[cfg.Opt]:
+    """The options of auth_type = password, which the sample shows since it is what a service user has."""
+    from keystoneauth1 import loading
+
+    return list(loading.get_auth_plugin_conf_options("password"))
 
 
 def new() -> Conf:
@@ -299,4 +498,4 @@ def database_url(conf: Conf) -> str:
     return conf.database.connection or f"sqlite:///{conf.state_path}/migrator.sqlite"
 
 
-__all__ = ["GIB", "Conf", "backend", "database_url", "list_opts", "load", "new"]
+__all__ = ["GIB", "NOVA", "Conf", "backend", "database_url", "list_opts", "load", "new", "register_nova"]

@@ -157,6 +157,12 @@ class DriverError(MigratorError):
     template = "{backend}: {reason}"
 
 
+class CopierHangs(DriverError):
+    """A copier was killed and is not gone, because a device keeps it inside the kernel: it may still write."""
+
+    template = "The copier with process id {pid} was killed and is not gone: it waits for a device"
+
+
 class NoSpace(MigratorError):
     """The destination is full; another attempt at once would fail alike."""
 
@@ -197,6 +203,60 @@ class Unreachable(MigratorError):
     template = "{what} cannot be reached from here: {reason}"
 
 
+class ExportImpossible(MigratorError):
+    """The host of the destination can offer no volume to other hosts; an operator must set it up."""
+
+    final = True
+    template = "The destination's host cannot export volumes to other hosts: {reason}"
+
+
+class ComputeUnreachable(MigratorError):
+    """Nothing was sent to the compute service, because it could not be reached."""
+
+    status = 503
+    template = "The compute service cannot be reached: {reason}"
+
+
+class ComputeSilent(MigratorError):
+    """A request was sent to the compute service and no answer came: nobody knows whether it was followed."""
+
+    status = 503
+    template = "The compute service has not answered: {reason}"
+
+
+class ComputeFailed(MigratorError):
+    """The compute service broke on a request (5xx)."""
+
+    status = 502
+    final = True
+    template = "The compute service failed with {code}: {reason}"
+
+
+class ComputeRefused(MigratorError):
+    """The compute service understood a request and refused it (4xx); 404: there is no such server."""
+
+    status = 409
+    final = True
+    template = "The compute service refused with {code}: {reason}"
+
+
+class SwapFailed(MigratorError):
+    """The compute service did not move a server to the destination; the server goes on using the volume's old place."""
+
+    final = True
+    template = "Server {server} was not moved to the new place of volume {volume_id}: {reason}"
+
+
+class SwapUndecided(MigratorError):
+    """A server's host may still write to the destination, so that it must not be removed."""
+
+    final = True
+    template = (
+        "Attachment {attachment_id} gives server {server} on {host} access to the destination, and the compute service "
+        "has not ended it. When it certainly copies nothing there any more, delete that attachment and retry."
+    )
+
+
 class VolumeChanged(MigratorError):
     """The volume's row was changed under the migration; it stays where it is."""
 
@@ -218,11 +278,29 @@ class StepTimeout(MigratorError):
     template = "{what} did not finish within {seconds} seconds."
 
 
+class NotFenced(MigratorError):
+    """A copier of a machine that does not answer may still write; nothing goes on until it certainly cannot."""
+
+    template = (
+        "Process {pid} on {machine} may still write to the destination, and {service} cannot shut it out. This goes on "
+        "by itself when migrator-volume runs there again. If that machine is off for certain: "
+        "migrator-manage migration fence {migration_id} --i-know-the-machine-is-off"
+    )
+
+
 class VolumeMissing(MigratorError):
     """The backend has no object of that name."""
 
     final = True
     template = "{backend} has no {name}."
+
+
+class Unsupported(MigratorError):
+    """What was asked for is nothing that this kind of backend can do."""
+
+    status = 400
+    final = True
+    template = "{backend} cannot {what}."
 
 
 class ConfigError(MigratorError):

@@ -9,11 +9,14 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import queue
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import oslo_messaging as messaging
+from oslo_config import cfg
 from oslo_messaging.rpc import dispatcher
 
 from migrator import errors
@@ -26,6 +29,12 @@ LOG = logging.getLogger(__name__)
 SCHEDULER_TOPIC = "migrator-scheduler"
 VOLUME_TOPIC = "migrator-volume"
 VERSION = "1.0"
+
+#: A broker that is silent for about twice this, seconds, is left for a new connection; oslo.messaging's own 60 would
+#: outlast the leases, and every call that waits meanwhile.
+HEARTBEAT_SECONDS = 15
+#: Casts that may wait for the broker in a process whose clients must not; beyond, they are left to the sweeps.
+UNSENT_CASTS = 1000
 
 #: Errors of ours that cross the bus as themselves.
 _ALLOWED_MODULES = ["migrator.errors"]
@@ -47,7 +56,10 @@ class _Serializer(messaging.NoOpSerializer):  # type: ignore[misc]
 def transport(conf: Conf) -> messaging.Transport:
     """Open the message bus of ``transport_url``."""
     _register_stray_options(conf)
-    return messaging.get_rpc_transport(conf, allowed_remote_exmods=_ALLOWED_MODULES)
+    bus = messaging.get_rpc_transport(conf, allowed_remote_exmods=_ALLOWED_MODULES)
+    with contextlib.suppress(cfg.NoSuchOptError, cfg.NoSuchGroupError):  # a bus without a broker
+        conf.set_default("heartbeat_timeout_threshold", HEARTBEAT_SECONDS, group="oslo_messaging_rabbit")
+    return bus
 
 
 #: Groups whose options oslo.messaging reads from our configuration but registers on the global one only (18.3).
@@ -75,22 +87,57 @@ def server(bus: messaging.Transport, topic: str, name: str, endpoints: Sequence[
     )
 
 
+class Outbox:
+    """Sends casts in a thread of its own, so that whoever answers a request never waits for the broker.
+
+    A sender waits as long as the broker is away, and with a silent one for its heartbeat: what waits longer than
+    ``UNSENT_CASTS`` others is dropped, and a sweep repairs that.
+    """
+
+    def __init__(self) -> None:
+        self._unsent: queue.Queue[Callable[[], None]] = queue.Queue(UNSENT_CASTS)
+        threading.Thread(target=self._send_forever, name="casts", daemon=True).start()
+
+    def put(self, send: Callable[[], None]) -> None:
+        try:
+            self._unsent.put_nowait(send)
+        except queue.Full:
+            LOG.warning("%d messages wait for the broker; one more is left to the next sweep", UNSENT_CASTS)
+
+    def _send_forever(self) -> None:
+        while True:
+            send = self._unsent.get()
+            try:
+                send()
+            except Exception:  # the top of the thread: the next message may be luckier
+                LOG.exception("A message could not be sent; the next sweep repairs it")
+
+
 class _Client:
     topic: str
 
-    def __init__(self, bus: messaging.Transport) -> None:
+    def __init__(self, bus: messaging.Transport, outbox: Outbox | None = None) -> None:
+        """``outbox`` sends the casts; without one they are sent where they are made."""
         target = messaging.Target(topic=self.topic, version=VERSION)
         self._client = messaging.get_rpc_client(bus, target, serializer=_Serializer())
+        self._outbox = outbox
 
     def _cast(self, context: RequestContext, method: str, server: str | None = None, **values: Any) -> None:
         """Send and forget; a broker that is away costs a log line, since the sweep will find the row."""
         client = self._client.prepare(server=server) if server else self._client
-        try:
-            client.cast(context, method, **values)
-        except messaging.MessagingException as error:
-            LOG.warning(
-                "Message %s to %s not sent (%s); the next sweep repairs it", method, server or self.topic, error
-            )
+
+        def send() -> None:
+            try:
+                client.cast(context, method, **values)
+            except messaging.MessagingException as error:
+                LOG.warning(
+                    "Message %s to %s not sent (%s); the next sweep repairs it", method, server or self.topic, error
+                )
+
+        if self._outbox is None:
+            send()
+        else:
+            self._outbox.put(send)
 
     def _fanout(self, method: str, **values: Any) -> None:
         try:
@@ -107,13 +154,15 @@ class _Client:
 
 @contextlib.contextmanager
 def _translated(peer: str, seconds: float) -> Iterator[None]:
+    began = time.monotonic()
     try:
         yield
     except errors.MigratorError as error:
         # What the bus makes of an error of ours carries the other process's traceback in its text.
         raise getattr(errors, error.code)(**error.kwargs) from None
     except messaging.MessagingTimeout as error:
-        raise errors.ServiceUnavailable(service=peer, reason=f"no answer within {seconds:g} s") from error
+        waited = min(seconds, round(time.monotonic() - began, 1))  # less where its death was noticed
+        raise errors.ServiceUnavailable(service=peer, reason=f"no answer within {waited:g} s") from error
     except messaging.RemoteError as error:
         raise errors.DriverError(backend=peer, reason=f"{error.exc_type}: {error.value}") from error
     except messaging.MessagingException as error:
@@ -125,8 +174,8 @@ class SchedulerClient(_Client):
 
     topic = SCHEDULER_TOPIC
 
-    def __init__(self, bus: messaging.Transport, conf: Conf) -> None:
-        super().__init__(bus)
+    def __init__(self, bus: messaging.Transport, conf: Conf, outbox: Outbox | None = None) -> None:
+        super().__init__(bus, outbox)
         self._timeout = conf.scheduler_rpc_timeout_seconds
 
     def create_volume(self, context: RequestContext, volume_id: str) -> None:
@@ -137,11 +186,25 @@ class SchedulerClient(_Client):
         """Cast: pick the destination of a migration."""
         self._cast(context, "migrate", migration_id=migration_id)
 
-    def get_pools(self, context: RequestContext, detail: bool) -> list[dict[str, Any]]:
-        """Call: every pool known; raises ServiceUnavailable."""
+    def get_pools(self, context: RequestContext, detail: bool, type_id: str | None = None) -> list[dict[str, Any]]:
+        """Call: every pool known, or every one that offers what a volume type asks for; raises ServiceUnavailable."""
+        values = {"detail": detail} if type_id is None else {"detail": detail, "type_id": type_id}
         with _translated(self.topic, self._timeout):
-            pools = self._client.prepare(timeout=self._timeout).call(context, "get_pools", detail=detail)
+            pools = self._client.prepare(timeout=self._timeout).call(context, "get_pools", **values)
         return list(pools)
+
+    def check_pool(self, context: RequestContext, volume_id: str, type_id: str) -> str | None:
+        """Call: why the pool that a volume lies on does not do for a type, None: it does; raises ServiceUnavailable."""
+        with _translated(self.topic, self._timeout):
+            client = self._client.prepare(timeout=self._timeout)
+            reason = client.call(context, "check_pool", volume_id=volume_id, type_id=type_id)
+        return None if reason is None else str(reason)
+
+    def plan(self, context: RequestContext, volume_id: str, requested_host: str | None) -> dict[str, Any]:
+        """Call: which pool a migration would go to, and all that leads there; raises ServiceUnavailable, NotFound."""
+        with _translated(self.topic, self._timeout):
+            client = self._client.prepare(timeout=self._timeout)
+            return dict(client.call(context, "plan", volume_id=volume_id, requested_host=requested_host))
 
     def update_pools(self, report: dict[str, Any]) -> None:
         """Fanout cast: the pools of one backend as they are now."""
@@ -153,9 +216,11 @@ class VolumeClient(_Client):
 
     topic = VOLUME_TOPIC
 
-    def __init__(self, bus: messaging.Transport, conf: Conf) -> None:
-        super().__init__(bus)
+    def __init__(self, bus: messaging.Transport, conf: Conf, outbox: Outbox | None = None) -> None:
+        super().__init__(bus, outbox)
         self._step = {"timeout": conf.rpc_step_timeout_seconds}
+        #: What somebody waits for who only asks.
+        self._question = {"timeout": conf.scheduler_rpc_timeout_seconds}
         self._create = {
             "timeout": conf.migration_create_volume_timeout_secs,
             "call_monitor_timeout": conf.rpc_call_monitor_seconds,
@@ -185,15 +250,45 @@ class VolumeClient(_Client):
         """Cast: work on a migration whose source is here."""
         self._cast(context, "run_migration", _service(host), migration_id=migration_id)
 
+    def clean_up(self, context: RequestContext, host: str, service: str) -> None:
+        """Cast: go on with what was left on the backend ``service`` by its own service."""
+        self._cast(context, "clean_up", _service(host), service=service)
+
+    def manage_volume(self, context: RequestContext, host: str, volume_id: str) -> None:
+        """Cast: take over what a volume marked ``managing`` refers to."""
+        self._cast(context, "manage_volume", _service(host), volume_id=volume_id)
+
+    def unmanage_volume(self, context: RequestContext, host: str, volume_id: str) -> None:
+        """Cast: forget a volume marked ``unmanaging``, and leave what it is on the storage there."""
+        self._cast(context, "unmanage_volume", _service(host), volume_id=volume_id)
+
+    def manageable(self, context: RequestContext, host: str) -> list[dict[str, Any]]:
+        """Call: what lies in a pool, or in all pools of a backend."""
+        pool = BackendName.parse(host).pool
+        return list(self._call(context, "manageable", _service(host), self._step, pool=pool))
+
+    def find_manageable(self, context: RequestContext, host: str, reference: dict[str, Any]) -> dict[str, Any]:
+        """Call: what a reference refers to in a pool; raises InvalidInput for what is not there."""
+        values = {"pool": BackendName.parse(host).pool, "reference": reference}
+        return dict(self._call(context, "find_manageable", _service(host), self._step, **values))
+
     def report_pools(self) -> None:
         """Fanout cast: every backend sends its pools to the schedulers now."""
         self._fanout("report_pools")
 
-    def create_destination(self, context: RequestContext, host: str, migration_id: str) -> None:
-        """Call, minutes: create the twin's object; raises StepTimeout, ServiceUnavailable or what the driver raised."""
+    def create_destination(
+        self, context: RequestContext, host: str, migration_id: str, machine: str | None = None
+    ) -> dict[str, Any]:
+        """Call, minutes: create the twin's object and, for a copy, make it writable; returns a Connection as a dict.
+
+        ``machine``: the one whose copier is to reach it; unless given, that of the service there.
+
+        Raises StepTimeout, ServiceUnavailable or what the driver raised.
+        """
         began, allowed = time.monotonic(), self._create["timeout"]
         try:
-            self._call(context, "create_destination", _service(host), self._create, migration_id=migration_id)
+            values = {"migration_id": migration_id, "machine": machine}
+            return dict(self._call(context, "create_destination", _service(host), self._create, **values))
         except errors.ServiceUnavailable as error:
             if time.monotonic() - began < allowed:  # it is away, and may be back soon
                 raise
@@ -203,13 +298,50 @@ class VolumeClient(_Client):
         """Call: delete the twin's object; False: it is busy there and will be deleted by that service itself."""
         return bool(self._call(context, "delete_destination", _service(host), self._step, migration_id=migration_id))
 
-    def export_destination(self, context: RequestContext, host: str, migration_id: str) -> dict[str, Any]:
-        """Call: make the twin writable for the copier; returns a Connection as a dict."""
-        return dict(self._call(context, "export_destination", _service(host), self._step, migration_id=migration_id))
+    def export_destination(
+        self, context: RequestContext, host: str, migration_id: str, machine: str | None = None
+    ) -> dict[str, Any]:
+        """Call: make the twin writable for a copier on ``machine``; returns a Connection as a dict."""
+        values = {"migration_id": migration_id, "machine": machine}
+        return dict(self._call(context, "export_destination", _service(host), self._step, **values))
 
-    def revoke_destination(self, context: RequestContext, host: str, migration_id: str) -> None:
-        """Call: end every export of the twin."""
-        self._call(context, "revoke_destination", _service(host), self._step, migration_id=migration_id)
+    def uncache_destination(self, context: RequestContext, host: str, migration_id: str) -> None:
+        """Call: have the exported twin read from where it is stored, not from that host's memory."""
+        self._call(context, "uncache_destination", _service(host), self._step, migration_id=migration_id)
+
+    def initialize_connection(
+        self, context: RequestContext, host: str, volume_id: str, connector: dict[str, Any], *, writable: bool
+    ) -> dict[str, Any]:
+        """Call: offer a volume to a server's host; returns ``driver_volume_type`` and ``data``."""
+        values = {"volume_id": volume_id, "connector": connector, "writable": writable}
+        return dict(self._call(context, "initialize_connection", _service(host), self._step, **values))
+
+    def terminate_connection(
+        self, context: RequestContext, host: str, volume_id: str, connector: dict[str, Any]
+    ) -> None:
+        """Call: take a volume back from a server's host."""
+        values = {"volume_id": volume_id, "connector": connector}
+        self._call(context, "terminate_connection", _service(host), self._step, **values)
+
+    def revoke_destination(self, context: RequestContext, host: str, migration_id: str) -> bool:
+        """Call: end every export of the twin; True if whoever still has one open cannot write through it any more."""
+        return bool(self._call(context, "revoke_destination", _service(host), self._step, migration_id=migration_id))
+
+    def can_assist(
+        self, context: RequestContext, host: str, volume_id: str, location: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        """Call: what a volume occupies, and whether its backend could move it itself to the pool at ``location``."""
+        values = {"volume_id": volume_id, "location": location}
+        return dict(self._call(context, "can_assist", _service(host), self._question, **values))
+
+    def inventory(self, context: RequestContext, host: str) -> dict[str, Any]:
+        """Call: what lies in the pools of a backend, as volume/inventory.py describes it."""
+        return dict(self._call(context, "inventory", _service(host), self._step))
+
+    def remove_orphan(self, context: RequestContext, host: str, migration_id: str, name: str) -> None:
+        """Call: remove what a migration that is over left in the pool ``host``; raises Conflict for anything else."""
+        values = {"migration_id": migration_id, "pool": BackendName.parse(host).pool, "name": name}
+        self._call(context, "remove_orphan", _service(host), self._step, **values)
 
 
 def _service(host: str) -> str:

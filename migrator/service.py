@@ -18,8 +18,8 @@ from typing import Any
 from oslo_db import exception as db_exc
 from oslo_service.backend.base import ServiceBase
 
+from migrator import compute, drivers, errors, notifications, rpc
 from migrator import conf as config
-from migrator import drivers, errors, rpc
 from migrator.backend_name import BackendName
 from migrator.db import api as db_api
 from migrator.db import services
@@ -105,7 +105,10 @@ class VolumeService(Service):
         self.options = config.backend(conf, backend)
         #: Built here, so that a wrong configuration ends the process before anything is served.
         self.driver = drivers.load(self.options.volume_driver or "")(self.host, self.options)
+        self.compute = compute.load(conf)
         self._report_now = threading.Event()
+        #: Services that are down and whose migrations are ours for as long, as the last sweep found.
+        self._standing_in_for: list[str] = []
 
     def _open(self) -> None:
         from migrator.volume import copiers, runner
@@ -117,12 +120,16 @@ class VolumeService(Service):
         self.bus = rpc.transport(self.conf)
         self._scheduler = rpc.SchedulerClient(self.bus, self.conf)
         self.copiers = copiers.CopierPool(self.conf.copy_workers)
-        steps = Steps(self.conf, self.db, self.driver, rpc.VolumeClient(self.bus, self.conf), self.copiers)
-        self.runner = runner.Runner(
-            self.db, steps.functions(), self._mine, runner_settings(self.conf), self._migration_left
-        )
+        volume = rpc.VolumeClient(self.bus, self.conf)
+        steps = Steps(self.conf, self.db, self.driver, volume, self.copiers, self.compute)
+        self.news = notifications.Notifications(self.conf, f"volume.{self.host}")
+        self._migration_news = notifications.MigrationNews(self.db, self.news)
+        settings, began = runner_settings(self.conf), self._migration_news.began
+        self.runner = runner.Runner(self.db, steps.functions(), self._mine, settings, self._migration_left, began)
         steps.stopping = self.runner.stopping
-        self.manager = VolumeManager(self.conf, self.db, self.driver, self.runner.submit, self._report_now.set)
+        self.manager = VolumeManager(
+            self.conf, self.db, self.driver, self.runner.submit, self._report_now.set, self.compute, self.news
+        )
         self._beat()
         self.server = rpc.server(self.bus, rpc.VOLUME_TOPIC, self.host, [self.manager])
         self.server.start()
@@ -131,6 +138,11 @@ class VolumeService(Service):
         self._every(self.conf.report_interval, "sign of life", self._beat)
         self._every(0.0, "pool report", self._report_when_due)
         self._every(self.conf.migration_sweep_interval, "volume sweep", lambda: self.manager.sweep(self.host))
+        if self.news.is_on:
+            self._every(self.conf.notify_progress_seconds, "progress news", self._tell_progress)
+
+    def _tell_progress(self) -> None:
+        self._migration_news.progress(self.runner.active())
 
     def _start_driver(self) -> None:
         """Start the driver, waiting for storage that is not there yet: the service counts as down until then."""
@@ -147,8 +159,10 @@ class VolumeService(Service):
     def _close(self) -> None:
         self.runner.stop()
         self.server.stop()
+        self.manager.close()
         self.copiers.shut_down()
         self._report_now.set()
+        self.news.close()
         self.bus.cleanup()
         self.db.dispose()
 
@@ -156,19 +170,33 @@ class VolumeService(Service):
         return str(self.options.backend_availability_zone or self.conf.storage_availability_zone)
 
     def _beat(self) -> None:
-        services.beat(self.db, self.host, services.VOLUME, self._zone(), self.conf.cluster)
+        reaches = self.options.shared_access
+        services.beat(self.db, self.host, services.VOLUME, self._zone(), self.conf.cluster, reaches)
 
     def _mine(self) -> Any:
-        """Migrations whose source is this backend, once their destination is picked."""
+        """Migrations whose source is this backend, once their destination is picked; and those of who is down.
+
+        Nothing is handed back by force: when the owner returns, it goes on with what nobody holds.
+        """
         from migrator.volume import states
 
-        return Migration.source_host.startswith(self.host + "#", autoescape=True) & (
-            Migration.step != states.FIRST_STEP
-        )
+        ours = Migration.source_host.startswith(self.host + "#", autoescape=True)
+        pools = [f"{away}#{pool}" for away in self._away() for pool in self.driver.pools()]
+        return (Migration.step != states.FIRST_STEP) & (ours | Migration.source_host.in_(pools) if pools else ours)
+
+    def _away(self) -> list[str]:
+        """Services that are down and whose storage is reached from here; the log says when that changes."""
+        down_after = self.conf.service_down_time
+        away = self.db.read(lambda session: services.stands_in_for(session, self.host, down_after))
+        if away != self._standing_in_for:
+            LOG.warning("%s goes on with the migrations of %s", self.name, ", ".join(away) or "nobody else any more")
+            self._standing_in_for = away
+        return away
 
     def _migration_left(self, migration: Migration) -> None:
         """A migration of ours is over: its space is free again, or taken for good."""
         if migration.end is not None:
+            self._migration_news.ended(migration)
             self._report_now.set()
 
     def _report_when_due(self) -> None:
@@ -190,7 +218,7 @@ class VolumeService(Service):
                 "reserved_percentage": self.options.reserved_percentage,
                 "max_over_subscription_ratio": self.options.max_over_subscription_ratio,
                 "driver": self.options.volume_driver,
-                "pools": [dict(pool.__dict__) for pool in self.driver.report()],
+                "pools": [dict(pool.__dict__) for pool in self.manager.report()],
             }
         )
 
@@ -219,7 +247,8 @@ class SchedulerService(Service):
         self.db = db_api.connect(self.conf)
         self.bus = rpc.transport(self.conf)
         volume = rpc.VolumeClient(self.bus, self.conf)
-        self.manager = SchedulerManager(self.conf, self.db, volume)
+        self.news = notifications.Notifications(self.conf, f"scheduler.{self.conf.host}")
+        self.manager = SchedulerManager(self.conf, self.db, volume, self.news)
         self._beat()
         self.server = rpc.server(self.bus, rpc.SCHEDULER_TOPIC, self.conf.host, [self.manager])
         self.server.start()
@@ -232,6 +261,7 @@ class SchedulerService(Service):
 
     def _close(self) -> None:
         self.server.stop()
+        self.news.close()
         self.bus.cleanup()
         self.db.dispose()
 
@@ -257,9 +287,9 @@ class ApiService(Service):
         """The WSGI application with its own database pool and bus."""
         from migrator.api import app
 
-        return app.build(
-            self.conf, self.db, rpc.SchedulerClient(self.bus, self.conf), rpc.VolumeClient(self.bus, self.conf)
-        )
+        outbox = rpc.Outbox()
+        scheduler = rpc.SchedulerClient(self.bus, self.conf, outbox)
+        return app.build(self.conf, self.db, scheduler, rpc.VolumeClient(self.bus, self.conf, outbox))
 
     def _close(self) -> None:
         os.write(self._wake_write, b".")

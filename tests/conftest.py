@@ -14,6 +14,7 @@ from migrator import conf as config
 from migrator.db import api, schema
 from tests.support import deployment
 from tests.support.needs import missing
+from tests.support.vhost import own_broker
 
 oslo_backend.init_backend(oslo_backend.BackendType.THREADING)
 
@@ -47,6 +48,14 @@ def _opened(url: str) -> Iterator[api.Database]:
     schema.sync(db.engine)
     yield db
     db.dispose()
+
+
+@pytest.fixture(scope="session")
+def broker() -> Iterator[str]:
+    """The URL of a broker, or of a virtual host of it, that no other process that runs tests uses."""
+    require("rabbitmq", deployment.BROKER)
+    with own_broker() as url:
+        yield url
 
 
 @pytest.fixture

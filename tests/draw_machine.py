@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from migrator.volume import states
-from migrator.volume.states import Direction, Event, Plan, Position, Step, Verdict
+from migrator.volume.states import Direction, Event, Order, Plan, Position, Stage, Step, Verdict
 
 _HEADS = ("step", "runs at", "shown", "taken back by")
 _LINE = "point of no return"
@@ -26,7 +26,7 @@ _CASES: dict[str, tuple[tuple[Event, Verdict], tuple[Event, Verdict]]] = {
 def drawn() -> str:
     """Return the plans as pictures and the transitions as a table, reStructuredText."""
     parts = [f"``{plan.name}``::\n\n{_plan(plan)}" for plan in states.PLANS.values()]
-    return "\n\n".join([*parts, _transitions(), _not_moved()]) + "\n"
+    return "\n\n".join([*parts, _transitions(), _not_moved(), _orders()]) + "\n"
 
 
 def _plan(plan: Plan) -> str:
@@ -58,7 +58,11 @@ def _transitions() -> str:
         "back": [_outcomes(before, Direction.BACK, back) for _, back in _CASES.values()],
         "forward, behind the line": [_outcomes(behind, Direction.FORWARD, forward) for forward, _ in _CASES.values()],
     }
-    rows = [("an attempt that", *columns), *zip(_CASES, *columns.values(), strict=True)]
+    return _table([("an attempt that", *columns), *zip(_CASES, *columns.values(), strict=True)])
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    """Return rows, the first of them the heads, as a simple table."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [" ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     rule = " ".join("=" * width for width in widths)
@@ -85,6 +89,13 @@ def _not_moved() -> str:
     at = Position(states.ASSISTED.name, states.ASSISTED_MOVE.name, Direction.FORWARD)
     to = states.advance(at, Event.NOT_MOVED)
     return f"An ``{at.step}`` that ended without having moved anything goes on as ``{to.plan}`` at ``{to.step}``."
+
+
+def _orders() -> str:
+    """The table of what may be ordered where; a cell that would be empty has a dash, as reStructuredText asks."""
+    rows = [(stage.value, *("yes" if order in states.ORDERS[stage] else "–" for order in Order)) for stage in Stage]
+    table = _table([("a migration that is", *(order.value for order in Order)), *rows])
+    return f"What may be ordered of it:\n\n{table}"
 
 
 if __name__ == "__main__":

@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from oslo_middleware import healthcheck, http_proxy_to_wsgi, request_id
+from oslo_middleware import cors, healthcheck, http_proxy_to_wsgi, request_id
 
 from migrator.api import auth, faults
 from migrator.api.router import Router
-from migrator.api.versions import MIN
-from migrator.api.wsgi import Backing, send
+from migrator.api.versions import HEADER, MIN
+from migrator.api.wsgi import CONTEXT, Backing, send
 from migrator.conf import Conf
 from migrator.db.api import Database
 from migrator.policy import Policy
@@ -38,6 +38,8 @@ def build(conf: Conf, db: Database, scheduler: SchedulerClient, volume: VolumeCl
         http_proxy_to_wsgi.HTTPProxyToWSGI,
         # Before authentication: whoever asks whether we live has no token.
         Health,
+        # Likewise: the browser's question whether a page may ask has no token.
+        CrossOrigin,
         # Sees the answer of every layer within, and the request's id.
         AccessLog,
         # Outermost, so that every answer has an id, faults too.
@@ -49,6 +51,18 @@ def build(conf: Conf, db: Database, scheduler: SchedulerClient, volume: VolumeCl
 
 def Authentication(app: WSGIApplication, conf: Conf) -> WSGIApplication:  # noqa: N802 - it stands among classes
     return auth.keystone_filter(app, conf)
+
+
+#: Headers of ours that a page may send, and those that it may read.
+_SENT = ["X-Auth-Token", "X-Service-Token", "X-OpenStack-Request-ID", HEADER, "Content-Type", "Accept"]
+_READ = ["X-OpenStack-Request-ID", HEADER, "Retry-After"]
+
+
+def CrossOrigin(app: WSGIApplication, conf: Conf) -> WSGIApplication:  # noqa: N802 - it stands among classes
+    """Let browsers' pages from ``[cors] allowed_origin`` ask; without any, nothing stands in a request's way."""
+    cors.set_defaults(allow_headers=_SENT, expose_headers=_READ)
+    layer = cors.CORS(app, conf)
+    return layer if layer.allowed_origins else app
 
 
 class Faults:
@@ -91,13 +105,22 @@ class AccessLog:
             return start_response(status, headers, exc_info) if exc_info else start_response(status, headers)
 
         body = list(self._app(environ, note))
+        caller = environ.get(CONTEXT)
         LOG.info(
-            '"%s %s" status: %s len: %d time: %.1f ms %s',
+            '"%s %s" status: %s len: %d time: %.1f ms %s user: %s project: %s from: %s',
             environ["REQUEST_METHOD"],
-            environ.get("PATH_INFO", ""),
+            _printable(environ.get("PATH_INFO", "")),
             answered[0] if answered else "-",
             sum(len(part) for part in body),
             (time.perf_counter() - began) * 1000,
             environ.get(request_id.ENV_REQUEST_ID, "-"),
+            _printable((caller and caller.user_id) or "-"),
+            _printable((caller and caller.project_id) or "-"),
+            environ.get("REMOTE_ADDR", "-"),
         )
         return body
+
+
+def _printable(text: str) -> str:
+    """Return what may stand in a line of a log: nobody's request shall end one and begin another."""
+    return "".join(character if character.isprintable() else "?" for character in text)

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 Authenticate = Callable[[webob.Request, str | None], RequestContext]
 """Takes a request and the project of its URL; returns the caller's context or raises NotAuthenticated."""
 
+#: User and project where nobody says who asks.
+NOAUTH_TOKEN = "admin:admin"  # noqa: S105 - no secret: everybody is believed
+#: What keystoneauth's plugin "none" sends for want of a token.
+KEYSTONEAUTH_NONE = "notused"
+
 
 def authenticator(conf: Conf, policy: Policy) -> Authenticate:
     """Return what ``auth_strategy`` asks for."""
@@ -39,8 +44,14 @@ def authenticator(conf: Conf, policy: Policy) -> Authenticate:
 
 
 def _noauth(http: webob.Request, url_project: str | None, ids: dict[str, Any]) -> RequestContext:
-    """The token is ``user:project`` or ``user``; the project is the URL's where that has one."""
-    token = http.headers.get("X-Auth-Token", "")
+    """The token is ``user:project`` or ``user``; the project is the URL's where that has one.
+
+    Without a token it is the administrator, as clients with ``auth_type: none`` ask.  Not so for a page in a browser:
+    any page on the web may send a request to loopback, but none with a header of ours.
+    """
+    token = http.headers.get("X-Auth-Token", "" if "Origin" in http.headers else NOAUTH_TOKEN)
+    if token == KEYSTONEAUTH_NONE:
+        token = NOAUTH_TOKEN
     user, _, project = token.partition(":")
     if not user:
         raise errors.NotAuthenticated(reason="The request has no X-Auth-Token; it is of the form user:project here.")

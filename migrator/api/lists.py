@@ -23,7 +23,11 @@ Parameters = dict[str, str]
 
 def split(request: Request) -> tuple[Page, Parameters]:
     """Return the page that the query asks for, and its other parameters; raises InvalidInput."""
-    rest = request.query
+    return split_query(request, request.query)
+
+
+def split_query(request: Request, rest: Parameters) -> tuple[Page, Parameters]:
+    """Do so with the parameters ``rest``."""
     ceiling = request.conf.osapi_max_limit
     limit = min(_number(rest, "limit", ceiling), ceiling)
     offset = _number(rest, "offset", 0)

@@ -6,11 +6,10 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from migrator import errors
-from migrator.api import guard, lists, views
-from migrator.api.faults import RETRY_AFTER
+from migrator.api import lists, views
 from migrator.api.lists import Filter
 from migrator.api.wsgi import Answer, Json, Request
-from migrator.db import listing, migrations
+from migrator.db import history, listing, migrations
 from migrator.db.api import clock
 from migrator.db.listing import Condition
 from migrator.db.models import Migration
@@ -53,34 +52,6 @@ def show(request: Request, migration_id: str) -> Answer:
     def work(session: Session) -> Json:
         row = migrations.get(session, migration_id)
         request.authorize_owner("Migration", migration_id, row.project_id, row.user_id)
-        return views.migration_detail(row, migrations.steps(session, migration_id), clock(session))
+        return views.migration_detail(row, history.steps(session, migration_id), clock(session))
 
     return Answer(200, {"migration": request.read(work)})
-
-
-def cancel(request: Request, migration_id: str) -> Answer:
-    """Ask for a cancel; whoever works on the migration takes back what it did, and it ends ``cancelled``."""
-
-    def work(session: Session) -> Migration:
-        row = migrations.get(session, migration_id)
-        request.authorize_owner("Migration", migration_id, row.project_id, row.user_id)
-        if row.lock_volume and not request.is_admin:
-            raise errors.Conflict(
-                reason=f"Migration {row.id} was begun with lock_volume: only an administrator can cancel it."
-            )
-        if not migrations.request_cancel(session, migration_id):
-            _refuse(row)
-        return row
-
-    guard.nudge(request, request.run(work))
-    return Answer(202)
-
-
-def _refuse(row: Migration) -> None:
-    if row.end is not None:
-        raise errors.Conflict(reason=f"Migration {row.id} cannot be cancelled: it is over and ended {row.end}.")
-    raise errors.Conflict(
-        reason=f"Migration {row.id} cannot be cancelled: it is at {row.step}, past its point of no return; volume "
-        f"{row.volume_id} already lives on {row.destination_host}.",
-        retry_after=RETRY_AFTER,
-    )

@@ -12,8 +12,7 @@ from migrator import errors
 from migrator.api import faults, versions
 from migrator.api.auth import Authenticate
 from migrator.api.routes import DISCOVERY, REQUIREMENTS, ROUTES, Actions, Call, Methods
-from migrator.api.versions import NO_PROJECT
-from migrator.api.wsgi import Answer, Backing, Json, Request, parse_body, read_body, send
+from migrator.api.wsgi import CONTEXT, Answer, Backing, Json, Request, parse_body, read_body, send
 from migrator.context import RequestContext
 
 
@@ -59,10 +58,8 @@ class Router:
         if isinstance(call, Call) and call.rule is None:
             return call.handler(request)
         request.version = versions.negotiate(http.headers.get(versions.HEADER))
-        if url_project is None and request.version < NO_PROJECT:
-            raise _not_found(http)
         request.url_project = url_project
-        request.context = self._authenticate(http, url_project)
+        request.context = http.environ[CONTEXT] = self._authenticate(http, url_project)
         return self._police(request, call, text, variables)
 
     def _match(self, http: webob.Request) -> tuple[Methods, dict[str, str]]:

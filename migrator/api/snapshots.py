@@ -1,4 +1,4 @@
-"""``/snapshots``: list, show, create, update, delete."""
+"""``/snapshots``: list, show, create, update, delete, and the actions of administrators."""
 
 from __future__ import annotations
 
@@ -14,19 +14,36 @@ from migrator.api.lists import Filter
 from migrator.api.volumes import names
 from migrator.api.wsgi import Answer, Request
 from migrator.db import listing, snapshots, volumes
-from migrator.db.models import Snapshot
+from migrator.db.models import Snapshot, Volume
+
+#: What os-reset_status may write.  Not creating or deleting: to the volume service these words are orders.
+RESET_WORDS = ("available", "error", "error_deleting")
+
+
+def _is_in_zone(zone: str) -> listing.Condition:
+    """SQL: the snapshot is where its volume is, in that zone."""
+    there = sa.select(Volume.id).where(Volume.id == Snapshot.volume_id, Volume.availability_zone == zone)
+    return there.correlate(Snapshot).exists()
+
 
 FILTERS: dict[str, Filter] = {
     "name": lists.equals(Snapshot.display_name),
     "display_name": lists.equals(Snapshot.display_name),
     "name~": Filter(lambda text: listing.contains(Snapshot.display_name, text), versions.LIKE_FILTERS),
+    "description~": Filter(lambda text: listing.contains(Snapshot.display_description, text), versions.LIKE_FILTERS),
     "status": lists.equals(Snapshot.status),
+    "status~": Filter(lambda text: listing.contains(Snapshot.status, text), versions.LIKE_FILTERS),
     "volume_id": lists.equals(Snapshot.volume_id),
     "metadata": Filter(
         lambda text: sa.and_(
             sa.true(),
             *(Snapshot.meta[key].as_string() == value for key, value in lists.pairs(text, "metadata").items()),
         )
+    ),
+    "availability_zone": Filter(_is_in_zone),
+    # Every snapshot is a tenant's own.
+    "consumes_quota": Filter(
+        lambda text: sa.true() if lists.truth("consumes_quota")(text) else sa.false(), versions.CONSUMES_QUOTA
     ),
     "id": lists.admin_equals(Snapshot.id),
     "project_id": lists.admin_equals(Snapshot.project_id),
@@ -61,14 +78,15 @@ def _list(request: Request, detail: bool) -> Answer:
     return Answer(200, body if count is None else {**body, "count": count})
 
 
-def _visible(request: Request, session: Session, snapshot_id: str) -> Snapshot:
+def visible(request: Request, session: Session, snapshot_id: str) -> Snapshot:
+    """Return a snapshot that the caller may see; raises NotFound or Forbidden."""
     snapshot = snapshots.get(session, snapshot_id)
     request.authorize_owner("Snapshot", snapshot_id, snapshot.project_id, snapshot.user_id)
     return snapshot
 
 
 def show(request: Request, snapshot_id: str) -> Answer:
-    snapshot = request.read(lambda session: _visible(request, session, snapshot_id))
+    snapshot = request.read(lambda session: visible(request, session, snapshot_id))
     return Answer(200, {"snapshot": views.snapshot(request, snapshot, detail=True)})
 
 
@@ -115,7 +133,7 @@ def update(request: Request, snapshot_id: str) -> Answer:
     values = names(request.body["snapshot"])
 
     def work(session: Session) -> Snapshot:
-        _visible(request, session, snapshot_id)
+        visible(request, session, snapshot_id)
         snapshots.update_where(session, snapshot_id, **values)
         return snapshots.get(session, snapshot_id)
 
@@ -123,12 +141,20 @@ def update(request: Request, snapshot_id: str) -> Answer:
 
 
 def delete(request: Request, snapshot_id: str) -> Answer:
+    return _delete(request, snapshot_id, sa.or_(Snapshot.status == "available", Snapshot.status.startswith("error")))
+
+
+def force_delete(request: Request, snapshot_id: str) -> Answer:
+    """Delete a snapshot whatever is recorded of it, unless it is being made: its end then decides."""
+    return _delete(request, snapshot_id, Snapshot.status != "creating")
+
+
+def _delete(request: Request, snapshot_id: str, deletable: listing.Condition) -> Answer:
     def work(session: Session) -> str | None:
-        snapshot = _visible(request, session, snapshot_id)
-        deletable = sa.or_(Snapshot.status == "available", Snapshot.status.startswith("error"))
+        snapshot = visible(request, session, snapshot_id)
         if not snapshots.update_where(session, snapshot_id, deletable, status="deleting"):
             raise errors.InvalidSnapshot(
-                snapshot_id=snapshot_id, reason=f"status must be available or error; it is {snapshot.status}"
+                snapshot_id=snapshot_id, reason=f"it cannot be deleted while it is {snapshot.status}"
             )
         volume = volumes.find(session, snapshot.volume_id)
         if volume is None or volume.host is None:  # nothing of it can lie anywhere
@@ -139,4 +165,18 @@ def delete(request: Request, snapshot_id: str) -> Answer:
     host = request.run(work)
     if host is not None:
         request.backing.volume.delete_snapshot(request.context, host, snapshot_id)
+    return Answer(202)
+
+
+def reset_status(request: Request, snapshot_id: str) -> Answer:
+    """Write a status, and do nothing to the snapshot."""
+    wanted = request.body["os-reset_status"]["status"].lower()
+    if wanted not in RESET_WORDS:
+        raise errors.InvalidInput(field="status", reason=f"{wanted[:40]!r} is not one of: {', '.join(RESET_WORDS)}")
+
+    def work(session: Session) -> None:
+        visible(request, session, snapshot_id)
+        snapshots.update_where(session, snapshot_id, status=wanted)
+
+    request.run(work)
     return Answer(202)

@@ -10,8 +10,9 @@ from sqlalchemy.orm import Session
 from migrator import errors
 from migrator.api import lists, schemas, views
 from migrator.api.lists import Filter
+from migrator.api.types_access import check_visible, visible
 from migrator.api.wsgi import Answer, Request
-from migrator.db import listing, types
+from migrator.db import access, listing, types
 from migrator.db.models import VolumeType
 
 FILTERS: dict[str, Filter] = {
@@ -32,31 +33,34 @@ def index(request: Request) -> Answer:
 
 
 def _publicity(request: Request, asked: str | None) -> list[Any]:
-    """Return the condition on ``is_public``: a tenant sees public types; "None" is an administrator's word for all."""
+    """Return the condition on ``is_public``; "None" is an administrator's word for all.
+
+    Without that word, "public" means public to the caller's project: types that it was given access to are among them.
+    """
+    open_to_caller = sa.or_(VolumeType.is_public.is_(True), access.given(request.context.project_id))
     if not request.is_admin or asked is None:
-        return [VolumeType.is_public.is_(True)]
+        return [open_to_caller]
     if asked.lower() == "none":
         return []
-    return [VolumeType.is_public.is_(lists.truth("is_public")(asked))]
-
-
-def _visible(request: Request, session: Session, type_id: str) -> VolumeType:
-    row = types.get(session, type_id)
-    if not row.is_public and not request.is_admin:
-        raise errors.NotFound(kind="Volume type", id=type_id)
-    return row
+    return [open_to_caller if lists.truth("is_public")(asked) else VolumeType.is_public.is_(False)]
 
 
 def show(request: Request, type_id: str) -> Answer:
-    row = request.read(lambda session: _visible(request, session, type_id))
+    row = request.read(lambda session: visible(request, session, type_id))
     return Answer(200, {"volume_type": views.volume_type(request, row)})
 
 
 def default(request: Request) -> Answer:
     name = request.conf.default_volume_type
-    row = request.read(lambda session: types.find_by_name(session, name)) if name else None
-    if row is None:
-        raise errors.NotFound(kind="Volume type", id="default")
+
+    def work(session: Session) -> VolumeType:
+        row = types.find_by_name(session, name) if name else None
+        if row is None:
+            raise errors.NotFound(kind="Volume type", id="default")
+        check_visible(request, session, row, "default")
+        return row
+
+    row = request.read(work)
     return Answer(200, {"volume_type": views.volume_type(request, row)})
 
 
@@ -106,12 +110,12 @@ def _refuse_used(session: Session, type_id: str) -> None:
 
 
 def specs_index(request: Request, type_id: str) -> Answer:
-    row = request.read(lambda session: _visible(request, session, type_id))
+    row = request.read(lambda session: visible(request, session, type_id))
     return Answer(200, {"extra_specs": views.extra_specs(request, row)})
 
 
 def specs_show(request: Request, type_id: str, key: str) -> Answer:
-    row = request.read(lambda session: _visible(request, session, type_id))
+    row = request.read(lambda session: visible(request, session, type_id))
     shown = views.extra_specs(request, row)
     if key not in shown:
         raise errors.NotFound(kind=f"Extra spec of volume type {type_id}", id=key)

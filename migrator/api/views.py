@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
+from oslo_utils.strutils import mask_dict_password
+
 from migrator import policy
 from migrator.api import versions
 from migrator.api.wsgi import Json, Request
 from migrator.db import migrations
-from migrator.db.models import Message, Migration, MigrationStep, Snapshot, VolumeType
+from migrator.db.models import Attachment, Message, Migration, MigrationStep, Snapshot, VolumeType
 from migrator.db.services import VOLUME as VOLUME_BINARY
 from migrator.db.services import ServiceState
 from migrator.db.volumes import Whole
@@ -95,6 +97,8 @@ def volume_detail(request: Request, whole: Whole, *, attributes: bool) -> Json:
         view["encryption_key_id"] = volume.encryption_key_id
     if attributes:
         view |= _attributes(request, volume)
+        if volume.image_metadata and request.allows(policy.IMAGE_METADATA, volume.project_id):
+            view["volume_image_metadata"] = volume.image_metadata
     return view
 
 
@@ -127,8 +131,38 @@ def _attributes(request: Request, volume: Any) -> Json:
     return shown
 
 
+def attachment(request: Request, row: Attachment, *, detail: bool, whole: bool = False) -> Json:
+    """An attachment of its own resource.
+
+    ``detail`` adds its times, mode and connection; ``whole`` is for who has just made the connection and needs its
+    secrets.  Others that are no service see them masked.
+    """
+    view: Json = {
+        "id": row.id,
+        "status": row.attach_status,
+        "instance": row.instance_uuid,
+        "volume_id": row.volume_id,
+    }
+    if not detail:
+        return view
+    info = row.connection_info or {}
+    whole = whole or _is_trusted(request)
+    return {
+        **view,
+        "attached_at": time(row.attach_time) or "",
+        "detached_at": time(row.detach_time) or "",
+        "attach_mode": row.attach_mode,
+        "connection_info": info if whole else mask_dict_password(info),
+    }
+
+
+def _is_trusted(request: Request) -> bool:
+    """Tell whether an administrator or a service asks, who see hosts and secrets."""
+    return request.is_admin or "service" in {*request.context.roles, *request.context.service_roles}
+
+
 def _attachment(request: Request, attachment: Any) -> Json:
-    sees_host = request.is_admin or "service" in request.context.roles
+    sees_host = _is_trusted(request)
     return {
         "id": attachment.volume_id,
         "attachment_id": attachment.id,
@@ -237,7 +271,7 @@ def message(request: Request, row: Message) -> Json:
 def migration(row: Migration, now: float) -> Json:
     """A migration as lists show it; ``now`` is the database's clock."""
     running = row.end is None
-    left = max(0, row.bytes_total - row.bytes_done)
+    kept = row.keep_source_until is not None and row.undone_at is None
     return {
         "id": row.id,
         "volume_id": row.volume_id,
@@ -253,19 +287,48 @@ def migration(row: Migration, now: float) -> Json:
         "force_host_copy": row.force_host_copy,
         "lock_volume": row.lock_volume,
         "new_type_id": row.new_type_id,
+        "verify": row.verify,
+        "bytes_per_second": row.bytes_per_second,
         "bytes_total": row.bytes_total,
         "bytes_done": row.bytes_done,
+        "bytes_verified": row.bytes_verified,
         "bytes_allocated": row.bytes_allocated,
         "rate_bytes_per_second": row.rate,
-        "eta_seconds": left / row.rate if running and row.rate else None,
-        "heartbeat_age_seconds": max(0.0, now - row.heartbeat_at) if running and row.heartbeat_at else None,
+        "rate_overall_bytes_per_second": _rate_overall(row),
+        "eta_seconds": _left(row) / row.rate if running and row.rate else None,
+        "heartbeat_age_seconds": _age(row.heartbeat_at, now) if running and row.owner else None,
+        "stalled_seconds": _age(row.stalled_since, now) if running and row.owner else None,
         "checksum": row.checksum,
+        "keep_source_seconds": row.keep_source_seconds,
+        "source_kept_until": _moment(row.keep_source_until) if kept else None,
+        "undone_at": _moment(row.undone_at),
         "error": _error(row),
         "requested_by": {"user_id": row.user_id, "project_id": row.project_id, "request_id": row.request_id},
         "created_at": time(row.created_at),
         "updated_at": time(row.updated_at),
         "finished_at": time(row.finished_at),
     }
+
+
+def _left(row: Migration) -> int:
+    """Bytes that the present step still has to copy, or to compare."""
+    done = row.bytes_done if row.bytes_done < row.bytes_total else row.bytes_verified or 0
+    return max(0, row.bytes_total - done)
+
+
+def _rate_overall(row: Migration) -> float | None:
+    return row.bytes_moved / row.moved_seconds if row.bytes_moved is not None and row.moved_seconds else None
+
+
+def _age(since: float | None, now: float) -> float | None:
+    return None if since is None else max(0.0, now - since)
+
+
+def _moment(seconds: float | None) -> str | None:
+    """Return a moment of the database's clock as clients parse it."""
+    if seconds is None:
+        return None
+    return time(datetime.datetime.fromtimestamp(seconds, datetime.UTC).replace(tzinfo=None))
 
 
 def _error(row: Migration) -> Json | None:
@@ -288,4 +351,5 @@ def _step(step: MigrationStep) -> Json:
         "finished_at": time(step.finished_at),
         "result": step.result,
         "bytes": step.bytes,
+        "message": step.message,
     }

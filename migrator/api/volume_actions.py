@@ -1,22 +1,24 @@
-"""``POST /volumes/{id}/action``: migrate, complete a migration, extend, reset."""
+"""``POST /volumes/{id}/action``: migrate, complete a migration, extend, set flags, reset."""
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from migrator import errors
-from migrator.api import guard, schemas
+from migrator import errors, policy
+from migrator.api import blockers, guard, schemas, versions
 from migrator.api.wsgi import Answer, Json, Request
 from migrator.backend_name import BackendName, MalformedBackendName
-from migrator.db import migrations, services, volumes
+from migrator.db import attachments, migrations, services, swaps, volumes
+from migrator.db.api import now_seconds
 from migrator.db.models import Migration, Service, Volume
-from migrator.db.services import ServiceState
 
-#: ``replication_status`` of a volume that is not replicated (LP1727248: not-capable is one of them).
-NOT_REPLICATED = ("disabled", "not-capable")
+#: Longest wait of a completion for the switch that follows it, and the time between two looks, seconds.
+SWITCH_SECONDS = 3.0
+SWITCH_LOOK_SECONDS = 0.05
 
 #: What os-reset_status may write.  Not creating, deleting or extending: to the volume service these words are orders;
 #: nor migrating: nothing would be under way, and the volume seem busy for ever.
@@ -46,17 +48,25 @@ def migrate(request: Request, volume_id: str) -> Answer:
     host, cluster = wanted.get("host") or None, wanted.get("cluster") or None
     if (host is None) == (cluster is None):
         raise errors.InvalidInput(field="os-migrate_volume", reason="it needs exactly one of host and cluster")
-    named = _parse(host or cluster)
+    named = parse(host or cluster)
 
     def check(session: Session) -> tuple[Volume, str]:
         volume = guard.usable(request, session, volume_id)
         place = named if cluster is None else _serving(request, session, named)
-        _refuse_place(request, session, volume, place)
+        refuse_place(request, session, volume, place)
         return volume, str(place)
 
     volume, place = request.read(check)
-    force = schemas.as_bool(wanted.get("force_host_copy"))
-    row = {
+    migration_id = start(request, volume, ordered(request, volume, place, wanted))
+    request.backing.scheduler.migrate(request.context, migration_id)
+    return Answer(202)
+
+
+def ordered(request: Request, volume: Volume, place: str | None, wanted: Json) -> Json:
+    """Return the columns of the migration that is asked for; what the body leaves open is as configured."""
+    force, verify, kept = (wanted.get(key) for key in ("force_host_copy", "verify", "keep_source_seconds"))
+    force = schemas.as_bool(force)
+    return {
         "user_id": request.context.user_id,
         # A token of the whole system has no project.
         "project_id": request.context.project_id or volume.project_id,
@@ -66,13 +76,13 @@ def migrate(request: Request, volume_id: str) -> Answer:
         "plan": "host_copy" if force else "assisted",
         "force_host_copy": force,
         "lock_volume": schemas.as_bool(wanted.get("lock_volume")),
+        "verify": verify or request.conf.verify,
+        "bytes_per_second": wanted.get("bytes_per_second"),
+        "keep_source_seconds": request.conf.keep_source_seconds if kept is None else kept,
     }
-    migration_id = _start(request, volume, row)
-    request.backing.scheduler.migrate(request.context, migration_id)
-    return Answer(202)
 
 
-def _parse(text: str | None) -> BackendName:
+def parse(text: str | None) -> BackendName:
     """Return the place that a host string names, at least a backend; raises InvalidHost."""
     try:
         place = BackendName.parse(text or "")
@@ -102,58 +112,32 @@ def _serving(request: Request, session: Session, cluster: BackendName) -> Backen
     raise errors.InvalidInput(field="cluster", reason=f"no service of {cluster.service} is up and enabled")
 
 
-def _refuse_place(request: Request, session: Session, volume: Volume, place: BackendName) -> None:
-    """Raise InvalidHost or InvalidVolume unless both services can work and the destination is another place."""
-    source = BackendName.parse(volume.host).service if volume.host is not None else ""
-    states = services.volume_states(session, [place.service, source], request.conf.service_down_time)
-    destination = states.get(place.service)
-    if destination is None:
-        raise errors.InvalidHost(host=place, reason=f"there is no volume service {place.service}")
-    if destination.service.disabled:
-        why = destination.service.disabled_reason
-        raise errors.InvalidHost(
-            host=place, reason=f"volume service {place.service} is disabled" + (f": {why}" if why else "")
-        )
-    if not destination.up:
-        raise errors.InvalidHost(host=place, reason=_silence(place.service, destination))
-    if volume.host is None:
-        raise errors.InvalidVolume(volume_id=volume.id, reason=f"it is on no backend yet; status is {volume.status}")
-    if str(place) == volume.host:
-        raise errors.InvalidHost(host=place, reason=f"volume {volume.id} is there already")
-    state = states.get(source)
-    if state is None or not state.up:
-        # The row would wait for ever: nobody else can read the volume.
-        why = _silence(source, state) if state is not None else f"there is no volume service {source}"
-        raise errors.InvalidVolume(volume_id=volume.id, reason=f"its backend cannot be read: {why}")
+def refuse_place(request: Request, session: Session, volume: Volume, place: BackendName | None) -> None:
+    """Raise InvalidHost or InvalidVolume unless both services can work and the destination is another place.
+
+    ``place`` None: the scheduler is to choose it.
+    """
+    found = blockers.of_place(request, session, volume, place)
+    if found:
+        raise found[0].error
 
 
-def _silence(service: str, state: ServiceState) -> str:
-    return f"volume service {service} is down, its last sign of life was {state.seconds_since_heartbeat:.0f} s ago"
-
-
-def _start(request: Request, volume: Volume, row: Json) -> str:
+def start(request: Request, volume: Volume, row: Json) -> str:
     """Mark the volume and write the row; return the migration's id, or raise InvalidVolume with the one reason."""
     for _ in range(guard.TRIES):
         seen = volume
 
         def work(session: Session, seen: Volume = seen) -> tuple[str | None, Volume]:
-            if seen.status != "available":
+            if seen.status not in blockers.movable_statuses(request):
                 return None, seen
-            expected = (
-                sa.not_(volumes.has_attachments()),
-                sa.not_(volumes.has_snapshots()),
-                Volume.group_id.is_(None),
-                sa.or_(Volume.replication_status.is_(None), Volume.replication_status.in_(NOT_REPLICATED)),
-                # A snapshot or an attachment that is being made at this instant has touched the volume's row.
-                volumes.unchanged(seen),
-            )
-            started = migrations.start(session, seen, *expected, source_host=seen.host, **row)
+            values = {**row, "source_host": seen.host, **plan_in_use(seen)}
+            started = migrations.start(session, seen, *movable(seen), **values)
             return started, seen if started else volumes.get(session, seen.id)
 
         migration_id, volume = request.run(work)
         if migration_id is not None:
             return migration_id
-        reason = request.read(lambda session, now=volume: _obstacle(session, now))  # type: ignore[misc]
+        reason = request.read(lambda session, now=volume: obstacle(request, session, now))  # type: ignore[misc]
         if reason is not None:
             raise errors.InvalidVolume(volume_id=volume.id, reason=reason)
         if volume.host != seen.host:
@@ -161,36 +145,29 @@ def _start(request: Request, volume: Volume, row: Json) -> str:
     raise errors.InvalidVolume(volume_id=volume.id, reason="it was changed at the same time; try again")
 
 
-def _obstacle(session: Session, volume: Volume) -> str | None:
-    """Return the one reason against migrating the volume, the first that an operator would have to remove."""
-    if guard.is_moving(volume):
-        return _already(session, volume)
-    query = sa.select(volumes.has_attachments(), volumes.has_snapshots()).where(Volume.id == volume.id)
-    attached, has_snapshots = session.execute(query).one()
-    if volume.status == "in-use":
-        return (
-            "status must be available; it is in-use: migrating attached volumes needs the compute service, which this "
-            "deployment doesn't configure"
-        )
-    reasons = {
-        f"status must be available; it is {volume.status}": volume.status != "available",
-        "it has snapshots; delete them first": has_snapshots,
-        "it is attached or reserved for a server": attached,
-        f"it belongs to group {volume.group_id}": volume.group_id is not None,
-        f"it is replicated; replication_status is {volume.replication_status}": volume.replication_status
-        not in (None, *NOT_REPLICATED),
-    }
-    return next((reason for reason, holds in reasons.items() if holds), None)
+def plan_in_use(seen: Volume) -> Json:
+    """A volume in use is moved by the compute service, never by its backend or a copier (LP2019190)."""
+    if seen.status != "in-use":
+        return {}
+    return {"plan": attachments.PLAN, "keep_source_seconds": 0}
 
 
-def _already(session: Session, volume: Volume) -> str:
-    row = session.get(Migration, volume.migration_id) if volume.migration_id else None
-    if row is None:
-        return f"its migration_status is {volume.migration_status}"
+def movable(seen: Volume) -> tuple[sa.ColumnElement[bool], ...]:
+    """SQL: nothing stands against migrating the volume as it was seen; what ``obstacle`` says in words."""
     return (
-        f"it is being migrated already: migration {row.id} to {row.destination_host or row.requested_host} is "
-        f"{migrations.status(row)} at {row.step}"
+        swaps.one_server() if seen.status == "in-use" else sa.not_(volumes.has_attachments()),
+        sa.not_(volumes.has_snapshots()),
+        Volume.group_id.is_(None),
+        sa.or_(Volume.replication_status.is_(None), Volume.replication_status.in_(blockers.NOT_REPLICATED)),
+        # A snapshot or an attachment that is being made at this instant has touched the volume's row.
+        volumes.unchanged(seen),
     )
+
+
+def obstacle(request: Request, session: Session, volume: Volume) -> str | None:
+    """Return the one reason against migrating the volume, the first that an operator would have to remove."""
+    found = blockers.of_volume(request, session, volume)
+    return found[0].reason if found else None
 
 
 # --- os-migrate_volume_completion ------------------------------------------------------------------------------------
@@ -201,17 +178,44 @@ def migrate_completion(request: Request, volume_id: str) -> Answer:
     wanted = request.body["os-migrate_volume_completion"]
     failed = schemas.as_bool(wanted.get("error"))
 
-    def work(session: Session) -> str:
+    def work(session: Session) -> tuple[str, Migration | None]:
         volume = guard.visible(request, session, volume_id)
         row = migrations.find_pair(session, volume.id, wanted["new_volume"])
         if row is None:
-            raise errors.InvalidInput(
-                field="new_volume",
-                reason=f"volume {wanted['new_volume']} is not the destination of a migration of volume {volume.id}",
-            )
-        return _completed(row, failed)
+            return _exchanged(session, volume, wanted["new_volume"], failed), None
+        if swaps.report(session, row, failed):
+            return row.volume_id, migrations.get(session, row.id)
+        return _completed(row, failed), None
 
-    return Answer(200, {"save_volume_id": request.read(work)})
+    kept, waiting = request.run(work)
+    guard.nudge(request, waiting)
+    if waiting is not None and not failed:
+        _await_switch(request, waiting.id)
+    return Answer(200, {"save_volume_id": kept})
+
+
+def _exchanged(session: Session, volume: Volume, new_id: str, failed: bool) -> str:
+    """Return the new volume's id for a swap of two volumes that no migration asked for; raises InvalidInput."""
+    new = volumes.find(session, new_id)
+    if new is not None and swaps.exchanged(session, volume, new, failed):
+        return new_id
+    raise errors.InvalidInput(
+        field="new_volume",
+        reason=f"volume {new_id} is not the destination of a migration of volume {volume.id}",
+    )
+
+
+def _await_switch(request: Request, migration_id: str) -> None:
+    """Wait a moment for the switch: who is answered may at once ask for an attachment by the volume's own id.
+
+    Not longer, and it matters little: the report is written, and the switch follows it for certain.
+    """
+    deadline = time.monotonic() + SWITCH_SECONDS
+    while time.monotonic() < deadline:
+        row = request.read(lambda session: migrations.get(session, migration_id))
+        if migrations.is_behind_line(row) or row.end is not None:
+            return
+        time.sleep(SWITCH_LOOK_SECONDS)
 
 
 def _completed(row: Migration, failed: bool) -> str:
@@ -233,27 +237,58 @@ def _completed(row: Migration, failed: bool) -> str:
 
 
 def extend(request: Request, volume_id: str) -> Answer:
+    """Make a volume larger; from 3.42 on also one that servers use, which may need to be told by compute."""
     new_size = int(request.body["os-extend"]["new_size"])
+    in_use_too = request.version >= versions.EXTEND_IN_USE
+    fitting = ("available", "in-use") if in_use_too else ("available",)
 
     def work(session: Session) -> tuple[str, Any]:
         volume = guard.usable(request, session, volume_id)
         guard.refuse_locked(volume)
         reason = None
-        if volume.status == "in-use":
-            reason = "status must be available; it is in-use, and attached volumes cannot be extended here"
-        elif volume.status != "available":
-            reason = f"status must be available; it is {volume.status}"
+        if volume.status == "in-use" and not in_use_too:
+            reason = f"status must be available; it is in-use, which is enough from {versions.EXTEND_IN_USE} on"
+        elif volume.status not in fitting:
+            reason = f"status must be {' or '.join(fitting)}; it is {volume.status}"
         elif new_size <= volume.size:
             reason = f"the new size must be more than {volume.size} GiB; it is {new_size} GiB"
         if reason is not None or volume.host is None:
             raise errors.InvalidVolume(volume_id=volume.id, reason=reason or "it is on no backend")
-        taken = {"status": "extending", "wanted_size": new_size}
-        migration = guard.take(session, volume, sa.not_(volumes.has_attachments()), **taken)
-        return volume.host, migration
+        if volume.status == "in-use":
+            request.authorize(policy.EXTEND_ATTACHED, volume.project_id, volume.user_id)
+        taken = {"status": "extending", "wanted_size": new_size, "writable_at": now_seconds()}
+        return volume.host, guard.take(session, volume, **taken)
 
     host, migration = guard.run(request, volume_id, work)
     guard.nudge(request, migration)
     request.backing.volume.extend_volume(request.context, host, volume_id)
+    return Answer(202)
+
+
+# --- flags -----------------------------------------------------------------------------------------------------------
+
+
+def set_bootable(request: Request, volume_id: str) -> Answer:
+    bootable = schemas.as_bool(request.body["os-set_bootable"]["bootable"])
+
+    def work(session: Session) -> None:
+        guard.refuse_locked(guard.usable(request, session, volume_id))
+        volumes.update_where(session, volume_id, bootable=bootable)
+
+    request.run(work)
+    return Answer(200)
+
+
+def update_readonly_flag(request: Request, volume_id: str) -> Answer:
+    """Say how the next attachment may use the volume; those there are keep the mode that they have."""
+    readonly = schemas.as_bool(request.body["os-update_readonly_flag"]["readonly"])
+
+    def work(session: Session) -> None:
+        volume = guard.usable(request, session, volume_id)
+        if not volumes.update_where(session, volume_id, Volume.status == "available", readonly=readonly):
+            raise errors.InvalidVolume(volume_id=volume.id, reason=f"status must be available; it is {volume.status}")
+
+    request.run(work)
     return Answer(202)
 
 

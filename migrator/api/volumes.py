@@ -9,12 +9,12 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from migrator import errors, policy
-from migrator.api import guard, lists, schemas, versions, views
+from migrator.api import guard, lists, schemas, types_access, versions, views
 from migrator.api.lists import Filter
 from migrator.api.wsgi import Answer, Json, Request
-from migrator.db import listing, services, snapshots, types, volumes
+from migrator.db import attachments, listing, services, snapshots, types, volumes
 from migrator.db.api import now_seconds
-from migrator.db.models import Service, Volume, VolumeType, utcnow
+from migrator.db.models import Attachment, Service, Snapshot, Volume, VolumeType, utcnow
 
 FILTERS: dict[str, Filter] = {
     "name": lists.equals(Volume.display_name),
@@ -158,7 +158,7 @@ def create(request: Request) -> Answer:
             "availability_zone": _zone(request, session, wanted, origin),
             "size": _size(wanted, least),
             "volume_type_id": kind.id if kind else None,
-            "multiattach": kind is not None and _spec(kind, "multiattach") == "<is> true",
+            "multiattach": _multiattach(request, session, kind),
             **names(wanted),
             **_at_origin(origin),
         }
@@ -220,6 +220,8 @@ def _origin(request: Request, session: Session, wanted: Json) -> tuple[Volume | 
         return None, None
     if origin.host is None:
         raise errors.InvalidVolume(volume_id=origin.id, reason="it is on no backend")
+    if services.is_frozen(session, origin.host):
+        raise errors.InvalidVolume(volume_id=origin.id, reason="its backend is frozen and takes no new volumes")
     return origin, size
 
 
@@ -250,10 +252,7 @@ def _size(wanted: Json, least: int | None) -> int:
 def _type(request: Request, session: Session, wanted: Json, origin: Volume | None) -> VolumeType | None:
     """Return the type asked for, else that of the origin, else the default one."""
     if wanted.get("volume_type"):
-        kind = types.get_by_name_or_id(session, wanted["volume_type"])
-        if not kind.is_public and not request.is_admin:
-            raise errors.NotFound(kind="Volume type", id=wanted["volume_type"])
-        return kind
+        return find_type(request, session, wanted["volume_type"])
     if origin is not None:
         return types.get(session, origin.volume_type_id) if origin.volume_type_id else None
     default = request.conf.default_volume_type
@@ -265,8 +264,19 @@ def _type(request: Request, session: Session, wanted: Json, origin: Volume | Non
     return found
 
 
-def _spec(kind: VolumeType, key: str) -> str | None:
-    return next((spec.value.lower() for spec in kind.extra_specs if spec.key == key and spec.value), None)
+def find_type(request: Request, session: Session, text: str) -> VolumeType:
+    """Return the type with that id or name which the caller may use; raises NotFound."""
+    kind = types.get_by_name_or_id(session, text)
+    types_access.check_visible(request, session, kind, text)
+    return kind
+
+
+def _multiattach(request: Request, session: Session, kind: VolumeType | None) -> bool:
+    """Tell whether the type makes volumes that several servers may have; raises Forbidden by its own rule."""
+    wanted = kind is not None and types.is_multiattach(session, kind.id)
+    if wanted:
+        request.authorize(policy.MULTIATTACH, request.context.project_id, request.context.user_id)
+    return wanted
 
 
 def _zone(request: Request, session: Session, wanted: Json, origin: Volume | None) -> str:
@@ -288,25 +298,41 @@ def _zone(request: Request, session: Session, wanted: Json, origin: Volume | Non
 
 # --- delete ----------------------------------------------------------------------------------------------------------
 
+#: Statuses of snapshots that go with their volume (cascade), beside those that begin with "error".
+_DELETABLE_SNAPSHOTS = ("available", "deleting")
+
 
 def delete(request: Request, volume_id: str) -> Answer:
     rest = request.query
     cascade = lists.flag(rest, "cascade")
     force = request.version >= versions.FORCE_DELETE and lists.flag(rest, "force")
+    return _delete(request, volume_id, cascade=cascade, force=policy.FORCE_DELETE if force else None)
+
+
+def force_delete(request: Request, volume_id: str) -> Answer:
+    """Delete a volume whatever its status (os-force_delete); never with its snapshots."""
+    return _delete(request, volume_id, cascade=False, force=request.rule)
+
+
+def _delete(request: Request, volume_id: str, *, cascade: bool, force: str | None) -> Answer:
+    """Delete a volume; ``force`` is the rule by which the caller may do so whatever the volume's status."""
 
     def work(session: Session) -> tuple[str | None, Any]:
         volume = guard.usable(request, session, volume_id)
-        if force:
-            request.authorize(policy.FORCE_DELETE, volume.project_id, volume.user_id)
-        _refuse_delete(session, volume, cascade, force)
-        expected = [sa.not_(volumes.has_attachments()), Volume.group_id.is_(None)]
+        if force is not None:
+            request.authorize(force, volume.project_id, volume.user_id)
+        _refuse_delete(session, volume, cascade, force is not None)
+        expected = [sa.not_(has_servers() if force else volumes.has_attachments()), Volume.group_id.is_(None)]
         on_backend = volume.host is not None
         dead = {"status": "deleting"} if on_backend else {"status": "deleted", "deleted_at": utcnow()}
         if cascade:
             snapshots.update_of_volume(session, volume_id, **dead)
         else:
             expected.append(sa.not_(volumes.has_snapshots()))
-        return volume.host, guard.take(session, volume, *expected, **dead)
+        migration = guard.take(session, volume, *expected, **dead)
+        if force is not None:
+            volumes.detach_all(session, volume_id)
+        return volume.host, migration
 
     host, migration = guard.run(request, volume_id, work)
     guard.nudge(request, migration)
@@ -315,19 +341,50 @@ def delete(request: Request, volume_id: str) -> Answer:
     return Answer(202)
 
 
+def has_servers() -> sa.ColumnElement[bool]:
+    """SQL: a server has the volume connected, or is about to; a mere reservation does not count."""
+    return (
+        sa.select(Attachment.id)
+        .where(
+            Attachment.volume_id == Volume.id,
+            Attachment.deleted_at.is_(None),
+            Attachment.attach_status != attachments.RESERVED,
+        )
+        .correlate(Volume)
+        .exists()
+    )
+
+
+def _has_busy_snapshots() -> sa.ColumnElement[bool]:
+    """SQL: a snapshot of the volume is being made or used, and cannot go with it."""
+    return (
+        sa.select(Snapshot.id)
+        .where(
+            Snapshot.volume_id == Volume.id,
+            Snapshot.deleted_at.is_(None),
+            Snapshot.status.not_in(_DELETABLE_SNAPSHOTS),
+            sa.not_(Snapshot.status.startswith("error")),
+        )
+        .correlate(Volume)
+        .exists()
+    )
+
+
 def _refuse_delete(session: Session, volume: Volume, cascade: bool, force: bool) -> None:
     """Raise InvalidVolume with the one reason against deleting the volume."""
-    guard.refuse_locked(volume)
-    query = sa.select(volumes.has_attachments(), volumes.has_snapshots()).where(Volume.id == volume.id)
-    attached, has_snapshots = session.execute(query).one()
-    reason = None
-    if attached:
-        reason = "it is attached"
-    elif has_snapshots and not cascade:
-        reason = "it has snapshots; delete them first, or together with it (cascade)"
-    elif volume.group_id is not None:
-        reason = f"it belongs to group {volume.group_id}"
-    elif not force and volume.status != "available" and not volume.status.startswith("error"):
-        reason = f"status must be available or error; it is {volume.status}"
+    guard.refuse_locked(volume, unless_idle=force)
+    attached = has_servers() if force else volumes.has_attachments()
+    query = sa.select(attached, volumes.has_snapshots(), _has_busy_snapshots()).where(Volume.id == volume.id)
+    attached_now, has_snapshots, busy = session.execute(query).one()
+    reasons = {
+        "it is attached": attached_now,
+        "it has snapshots; delete them first, or together with it (cascade)": has_snapshots and not cascade,
+        "one of its snapshots is neither available nor in error": busy and cascade and not force,
+        f"it belongs to group {volume.group_id}": volume.group_id is not None,
+        f"status must be available or error; it is {volume.status}": not force
+        and volume.status != "available"
+        and not volume.status.startswith("error"),
+    }
+    reason = next((reason for reason, holds in reasons.items() if holds), None)
     if reason is not None:
         raise errors.InvalidVolume(volume_id=volume.id, reason=reason)

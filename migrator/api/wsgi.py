@@ -22,6 +22,8 @@ from migrator.rpc import SchedulerClient, VolumeClient
 Json = dict[str, Any]
 
 NO_CONTENT = 204
+#: Where the WSGI environment holds the caller's context, once it is known: for what is logged of a request.
+CONTEXT = "migrator.context"
 
 
 @dataclass(frozen=True)

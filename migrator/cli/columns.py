@@ -157,10 +157,15 @@ MIGRATIONS: dict[str, Cell] = {
 MIGRATION_QUANTITIES: dict[str, type[Quantity]] = {
     "bytes_total": Bytes,
     "bytes_done": Bytes,
+    "bytes_verified": Bytes,
     "bytes_allocated": Bytes,
+    "bytes_per_second": Rate,
     "rate_bytes_per_second": Rate,
+    "rate_overall_bytes_per_second": Rate,
     "eta_seconds": Seconds,
     "heartbeat_age_seconds": Seconds,
+    "stalled_seconds": Seconds,
+    "keep_source_seconds": Seconds,
 }
 
 STEPS: dict[str, Cell] = {
@@ -169,6 +174,7 @@ STEPS: dict[str, Cell] = {
     "Attempt": field("attempt"),
     "Result": field("result"),
     "Bytes": quantity(Bytes, "bytes"),
+    "Message": field("message"),
     "Started At": field("started_at"),
     "Finished At": field("finished_at"),
 }

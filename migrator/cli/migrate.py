@@ -74,7 +74,8 @@ class Migrate(Plain):
         _add_flag(
             parser,
             _FLAGS[1],
-            "True: an available volume goes to maintenance, and no other command can abort its migration. "
+            "True: an available volume goes to maintenance, and no other command can abort its migration, but "
+            "migration-cancel --force of an administrator. "
             "False (default): other commands abort it.",
         )
         parser.add_argument("--wait", action="store_true", help="Follow the migration, and end as it ends.")

@@ -74,7 +74,8 @@ class Lines:
 
     def show(self, migration: Json) -> None:
         done = percent(migration)
-        state = (_where(migration), None if done is None else int(done // 10))
+        compared = _compared(migration)
+        state = (_where(migration), *(None if share is None else int(share // 10) for share in (done, compared)))
         if state == self._last:
             return
         self._last = state
@@ -104,6 +105,13 @@ def _where(migration: Json) -> str:
     return " ".join(words)
 
 
+def _compared(migration: Json) -> float | None:
+    """Return how much of the bytes was compared, while that is done."""
+    if migration.get("step") != "verify_copy" or not migration.get("bytes_total"):
+        return None
+    return 100.0 * float(migration.get("bytes_verified") or 0) / float(migration["bytes_total"])
+
+
 def _figures(migration: Json) -> list[str]:
     """Return percent, bytes, rate and time left, as far as they are known."""
     done, rate, left = percent(migration), migration.get("rate_bytes_per_second"), migration.get("eta_seconds")
@@ -112,6 +120,8 @@ def _figures(migration: Json) -> list[str]:
         figures.append(f"{int(done)} %")
     if migration.get("bytes_total") and migration.get("bytes_done") is not None:
         figures.append(f"{bytes_text(migration['bytes_done'])} of {bytes_text(migration['bytes_total'])}")
+    if (compared := _compared(migration)) is not None:
+        figures.append(f"{int(compared)} % compared")
     if rate:
         figures.append(f"{bytes_text(rate)}/s")
     if left is not None and migration.get("status") != "success":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from migrator.cli import columns
 from migrator.cli.base import Json, Listing, Plain, given
@@ -69,3 +69,29 @@ class DisableService(Plain):
         body = given(host=parsed_args.host, binary=parsed_args.binary, disabled_reason=parsed_args.reason)
         self.client.put(path, body)
         self.say(f"Service {parsed_args.binary} on {parsed_args.host} is disabled.")
+
+
+class _SetFrozen(Plain):
+    word: ClassVar[str]
+    done: ClassVar[str]
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("host", metavar="<host>", help="The backend: host@backend.")
+
+    def take_action(self, parsed_args: argparse.Namespace) -> None:
+        self.client.put(f"os-services/{self.word}", {"host": parsed_args.host})
+        self.say(f"Backend {parsed_args.host} {self.done}.")
+
+
+class FreezeService(_SetFrozen):
+    """Lets a backend take no new volumes, also as copies; those that it has can be used, deleted and migrated."""
+
+    word = "freeze"
+    done = "is frozen"
+
+
+class ThawService(_SetFrozen):
+    """Lets a backend take new volumes again."""
+
+    word = "thaw"
+    done = "takes new volumes again"

@@ -71,3 +71,18 @@ class DeleteSnapshots(Plain):
             self.say(f"Request to delete snapshot {name} has been accepted.")
 
         return for_each(self, parsed_args.snapshots, delete)
+
+
+class ResetSnapshots(Plain):
+    """Sets what is recorded of snapshots' state, without doing anything to them."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("snapshots", metavar="<snapshot>", nargs="+", help="Name or ID of a snapshot.")
+        parser.add_argument("--state", metavar="<state>", default="available", help="By default available.")
+
+    def take_action(self, parsed_args: argparse.Namespace) -> int:
+        def reset(name: str) -> None:
+            snapshot_id = self.client.find_id(client.SNAPSHOT, name)
+            self.client.act(client.SNAPSHOT, snapshot_id, "os-reset_status", {"status": parsed_args.state})
+
+        return for_each(self, parsed_args.snapshots, reset)

@@ -8,13 +8,17 @@ again by ``Database.run``, so what it does must have no effect outside the datab
 from __future__ import annotations
 
 import contextlib
+import itertools
+import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from oslo_db import api as oslo_api
-from oslo_db.sqlalchemy import engines, exc_filters
+from oslo_db import exception as db_exc
+from oslo_db.sqlalchemy import exc_filters
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
@@ -22,7 +26,23 @@ from sqlalchemy.orm import Session
 from migrator import conf as config
 
 T = TypeVar("T")
+LOG = logging.getLogger(__name__)
 
+#: What a URL asks for unless it says something else.  A server that died or was cut off without a word would be waited
+#: for until the kernel gives up, many minutes; here every statement takes milliseconds, unless it waits for a lock.
+#: Names of four-byte characters are names: MariaDB's default, utf8, is a three-byte one.
+URL_DEFAULTS = {
+    "mysql": {"charset": "utf8mb4", "connect_timeout": "10", "read_timeout": "60", "write_timeout": "60"},
+    "postgresql": {
+        "connect_timeout": "10",
+        "keepalives_idle": "20",
+        "keepalives_interval": "10",
+        "keepalives_count": "4",
+        "tcp_user_timeout": "60000",
+    },
+}
+#: Seconds from the beginning of a transaction in which a lost connection is replaced; then the caller is told.
+RECONNECT_SECONDS = 5.0
 #: Seconds a SQLite connection waits for another process's write lock.
 SQLITE_BUSY_SECONDS = 60
 
@@ -103,12 +123,26 @@ def clock(session: Session) -> float:
     return float(session.scalar(sa.select(now_seconds())))  # type: ignore[arg-type]
 
 
+def execute(session: Session, statement: sa.Executable, **parameters: Any) -> sa.CursorResult[*tuple[Any, ...]]:
+    """Run a statement that was built once, on the session's connection and past its objects.
+
+    For what every step of every migration does: building a statement and making objects of its rows costs several
+    times what the database takes to answer it.
+    """
+    return session.connection().execute(statement, parameters)
+
+
 def changed(result: sa.Result[Any]) -> int:
     """Rows that an UPDATE or DELETE matched."""
     return int(result.rowcount)  # type: ignore[attr-defined]
 
 
 def _retrying(once: Callable[[], T]) -> T:
+    give_up = time.monotonic() + RECONNECT_SECONDS
+
+    def may_be_back(error: Exception) -> bool:
+        return isinstance(error, db_exc.DBConnectionError) and time.monotonic() < give_up
+
     wrapped = oslo_api.wrap_db_retry(
         max_retries=8,
         retry_interval=0.02,
@@ -116,29 +150,68 @@ def _retrying(once: Callable[[], T]) -> T:
         inc_retry_interval=True,
         jitter=True,
         retry_on_deadlock=True,
-        retry_on_disconnect=True,
+        exception_checker=may_be_back,
     )(once)
     return wrapped()  # type: ignore[no-any-return]
 
 
-def connect(conf: config.Conf) -> Database:
-    """Open the database that the configuration names; raises oslo.db's errors when it cannot be reached."""
-    url = config.database_url(conf)
-    if url.startswith("sqlite"):
-        return Database(_sqlite_engine(url))
-    engine = engines.create_engine(
-        url,
-        max_pool_size=conf.database.max_pool_size,
+def connect(conf: config.Conf, *, long_statements: bool = False) -> Database:
+    """Open the database that the configuration names; raises oslo.db's errors when it cannot be reached.
+
+    ``long_statements``: a statement may take as long as it likes, as those that change tables do.
+    """
+    if config.database_url(conf).startswith("sqlite"):
+        return Database(_sqlite_engine(config.database_url(conf)))
+    engine = _server_engine(
+        url(conf, long_statements=long_statements),
+        pool_size=conf.database.max_pool_size,
         max_overflow=conf.database.max_overflow,
-        connection_recycle_time=conf.database.connection_recycle_time,
-        max_retries=conf.database.max_retries,
-        retry_interval=conf.database.retry_interval,
-        thread_checkin=False,
-        mysql_sql_mode="TRADITIONAL",
-        # oslo.db's default, utf8, is MariaDB's three-byte one, which refuses names that its tables could hold.
-        connection_parameters="charset=utf8mb4" if url.startswith("mysql") and "charset=" not in url else "",
+        pool_recycle=conf.database.connection_recycle_time,
     )
+    _await_server(engine, conf.database.max_retries, conf.database.retry_interval)
     return Database(engine)
+
+
+def url(conf: config.Conf, *, long_statements: bool = False) -> sa.URL:
+    """The database's URL with ``URL_DEFAULTS`` for what it leaves open."""
+    configured = sa.make_url(config.database_url(conf))
+    wanted = dict(URL_DEFAULTS.get(configured.get_backend_name().replace("mariadb", "mysql"), {}))
+    if long_statements:
+        wanted.pop("read_timeout", None)
+    return configured.set(query=wanted | dict(configured.query))
+
+
+def _server_engine(url: sa.URL, **pool: int) -> Engine:
+    """MariaDB or PostgreSQL; oslo.db's translation of errors is kept.
+
+    oslo.db's own engine asks before each transaction whether the connection still lives and rolls back once more
+    after it: two round trips that a transaction of three statements feels.  Here every transaction ends by itself, and
+    a connection that was lost is noticed by its first statement, which ``Database.run`` then repeats on a new one.
+    """
+    # Parameters of a failed statement may hold connection_info: they stay out of the log.
+    engine = sa.create_engine(url, pool_reset_on_return=None, hide_parameters=True, **pool)
+    exc_filters.register_engine(engine)
+    if url.get_backend_name() in ("mysql", "mariadb"):
+
+        @sa.event.listens_for(engine, "connect")
+        def on_connect(dbapi_connection: Any, record: Any) -> None:
+            with dbapi_connection.cursor() as cursor:
+                cursor.execute("SET SESSION sql_mode = 'TRADITIONAL'")  # what does not fit is an error, never cut
+
+    return engine
+
+
+def _await_server(engine: Engine, retries: int, seconds: float) -> None:
+    """Return once the server answers; raises DBConnectionError after so many tries more (-1: never)."""
+    for tried in itertools.count():
+        try:
+            with engine.connect():
+                return
+        except db_exc.DBConnectionError as error:
+            if tried == retries:
+                raise
+            LOG.warning("The database does not answer, trying again in %g s: %s", seconds, error)
+            time.sleep(seconds)
 
 
 def _sqlite_engine(url: str) -> Engine:
@@ -147,7 +220,7 @@ def _sqlite_engine(url: str) -> Engine:
     oslo.db's own engine opens the file anew for each transaction and begins them all as readers, so that two which
     then write fail instead of waiting; its translation of errors is kept.
     """
-    engine = sa.create_engine(url, pool_size=10, max_overflow=-1)
+    engine = sa.create_engine(url, pool_size=10, max_overflow=-1, hide_parameters=True)
     exc_filters.register_engine(engine)
 
     @sa.event.listens_for(engine, "connect")

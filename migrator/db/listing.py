@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from migrator import errors
-from migrator.db.models import Message, Migration, Snapshot, Volume, VolumeMetadata, VolumeType
+from migrator.db.models import Attachment, Message, Migration, Snapshot, Volume, VolumeMetadata, VolumeType
 from migrator.volume import states
 
 T = TypeVar("T")
@@ -142,6 +142,18 @@ MESSAGES = Listing(
         "request_id": _text(Message.request_id),
         "message_level": Message.message_level,
         "created_at": Message.created_at,
+    },
+)
+
+ATTACHMENTS = Listing(
+    Attachment,
+    "attachment",
+    {
+        "id": Attachment.id,
+        "volume_id": Attachment.volume_id,
+        "attach_status": Attachment.attach_status,
+        "status": Attachment.attach_status,
+        "created_at": Attachment.created_at,
     },
 )
 

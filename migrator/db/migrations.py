@@ -6,6 +6,7 @@ everything that must change in the same instant: the volume's ``migration_status
 
 from __future__ import annotations
 
+import functools
 import random
 import uuid
 from collections.abc import Sequence
@@ -16,14 +17,21 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from migrator import errors
-from migrator.db import messages, twins, volumes
-from migrator.db.api import changed, now_seconds
-from migrator.db.models import CopiedRange, Migration, MigrationStep, Volume, utcnow
+from migrator.db import attachments, history, messages, twins, volumes
+from migrator.db.api import changed, execute, now_seconds
+from migrator.db.models import CopiedRange, Migration, Volume, utcnow
 from migrator.volume import states
-from migrator.volume.states import Direction, End, Event, Position
+from migrator.volume.states import Direction, End, Event, Order, Position
+
+# What every step of every migration does is built once (see db/api.execute).
+_ROW: sa.Table = Migration.__table__  # type: ignore[assignment]
+_COLUMNS_OF_ROW = [attribute.key for attribute in sa.inspect(Migration).column_attrs]
+_THE_ROW = (_ROW.c.id == sa.bindparam("the_id"), _ROW.c.generation == sa.bindparam("the_generation"))
 
 #: Longest wait between two attempts, seconds.
 RETRY_CEILING = 60.0
+#: What the history says of a step that was interrupted by a pause.
+PAUSED = "paused on request"
 
 
 @dataclass(frozen=True)
@@ -31,7 +39,8 @@ class Outcome:
     """What an attempt of a step reports, to be written by ``advance``.
 
     ``values`` are further columns of the row; ``error`` is set for a failure; ``deferred`` marks an undo whose object
-    will be removed by the destination's own service, because it cannot be now.
+    will be removed by the destination's own service, because it cannot be now.  ``wait_seconds``: when a step that
+    waits looks again, unless an event comes before.
     """
 
     event: Event
@@ -40,6 +49,7 @@ class Outcome:
     error: errors.MigratorError | None = None
     values: dict[str, Any] = field(default_factory=dict)
     deferred: bool = False
+    wait_seconds: float = 0.0
 
 
 def position(migration: Migration) -> Position:
@@ -57,12 +67,6 @@ def get(session: Session, migration_id: str) -> Migration:
     return migration
 
 
-def steps(session: Session, migration_id: str) -> list[MigrationStep]:
-    """The history of the migration, oldest first."""
-    query = sa.select(MigrationStep).where(MigrationStep.migration_id == migration_id).order_by(MigrationStep.id)
-    return list(session.scalars(query))
-
-
 # --- create ---
 
 
@@ -73,21 +77,8 @@ def start(session: Session, volume: Volume, *expected: sa.ColumnElement[bool], *
     of the row: source_host, requested_host, plan, force_host_copy, lock_volume, user_id, project_id, request_id ….
     """
     migration_id = str(uuid.uuid4())
-    locked = bool(values.get("lock_volume")) and volume.status == "available"
-    won = volumes.update_where(
-        session,
-        volume.id,
-        Volume.status == volume.status,
-        Volume.host == volume.host,
-        Volume.twin_of.is_(None),
-        volumes.is_at_rest(),
-        *expected,
-        migration_id=migration_id,
-        migration_status=states.Shown.STARTING.value,
-        previous_status=volume.status,
-        status="maintenance" if locked else volume.status,
-    )
-    if not won:
+    retype = values.get("new_type_id") is not None
+    if not mark(session, volume, migration_id, bool(values.get("lock_volume")), *expected, retype=retype):
         return None
     session.execute(
         sa.insert(Migration).values(
@@ -108,41 +99,83 @@ def start(session: Session, volume: Volume, *expected: sa.ColumnElement[bool], *
     return migration_id
 
 
+def mark(
+    session: Session,
+    volume: Volume,
+    migration_id: str,
+    lock: bool,
+    *expected: sa.ColumnElement[bool],
+    retype: bool = False,
+) -> bool:
+    """Give the volume, as it was seen and at rest, to a migration that begins; tell whether it was to be had."""
+    locked = "maintenance" if lock and volume.status == "available" else volume.status
+    return volumes.update_where(
+        session,
+        volume.id,
+        Volume.status == volume.status,
+        Volume.host == volume.host,
+        Volume.twin_of.is_(None),
+        volumes.is_at_rest(),
+        *expected,
+        migration_id=migration_id,
+        migration_status=states.Shown.STARTING.value,
+        previous_status=volume.status,
+        status="retyping" if retype and volume.status == "available" else locked,
+    )
+
+
 # --- claim ---
 
+_CLAIM_OF_THE_DEAD = (
+    sa.update(_ROW)
+    .where(*_THE_ROW, _ROW.c.end.is_(None), _ROW.c.paused.is_(False), _ROW.c.not_before <= now_seconds())
+    .values(
+        owner=sa.bindparam("the_owner"),
+        lease_until=now_seconds() + sa.bindparam("seconds", type_=sa.Double),
+        heartbeat_at=now_seconds(),
+        attempts=_ROW.c.attempts + 1,
+        generation=_ROW.c.generation + 1,
+        updated_at=sa.bindparam("written_at"),
+    )
+)
+_CLAIM = _CLAIM_OF_THE_DEAD.where(sa.or_(_ROW.c.owner.is_(None), _ROW.c.lease_until < now_seconds()))
 
-def claim(session: Session, seen: Migration, owner: str, lease_seconds: float, *, owner_is_dead: bool) -> bool:
+
+_GLANCE = sa.select(
+    _ROW.c.id, _ROW.c.generation, _ROW.c.owner, _ROW.c.attempts, _ROW.c.plan, _ROW.c.step, _ROW.c.direction
+).where(_ROW.c.id == sa.bindparam("the_id"))
+
+
+def glance(session: Session, migration_id: str) -> sa.Row[Any]:
+    """What a claim goes by, of a row that may be anybody's; raises NotFound."""
+    found = execute(session, _GLANCE, the_id=migration_id).one_or_none()
+    if found is None:
+        raise errors.NotFound(kind="Migration", id=migration_id)
+    return found
+
+
+def claim(
+    session: Session, seen: Migration | sa.Row[Any], owner: str, lease_seconds: float, *, owner_is_dead: bool
+) -> bool:
     """Take the row as it was ``seen``; False when it is owned, over, paused, too early or has moved on.
 
     ``owner_is_dead`` skips the wait for the lease: the caller knows that the recorded owner's process is gone.
     The attempt is counted here, so that a step which kills its process is bounded too.
     """
-    free = sa.or_(Migration.owner.is_(None), Migration.lease_until < now_seconds())
-    took = session.execute(
-        sa.update(Migration)
-        .where(
-            Migration.id == seen.id,
-            Migration.generation == seen.generation,
-            Migration.end.is_(None),
-            Migration.paused.is_(False),
-            Migration.not_before <= now_seconds(),
-            sa.true() if owner_is_dead else free,
-        )
-        .values(
-            owner=owner,
-            lease_until=now_seconds() + lease_seconds,
-            heartbeat_at=now_seconds(),
-            attempts=Migration.attempts + 1,
-            generation=Migration.generation + 1,
-            updated_at=utcnow(),
-        )
-        .execution_options(synchronize_session=False)
+    took = execute(
+        session,
+        _CLAIM_OF_THE_DEAD if owner_is_dead else _CLAIM,
+        the_id=seen.id,
+        the_generation=seen.generation,
+        the_owner=owner,
+        seconds=lease_seconds,
+        written_at=utcnow(),
     )
     if changed(took) != 1:
         return False
     if seen.attempts:
-        _close_lost_attempts(session, seen.id)
-    _open_attempt(session, seen.id, seen.step, seen.direction, seen.attempts + 1)
+        history.close(session, seen.id, result="lost", message="its process ended before it reported")
+    history.open_attempt(session, seen.id, seen.step, seen.direction, seen.attempts + 1)
     return True
 
 
@@ -181,20 +214,26 @@ def waiting(session: Session, *expected: sa.ColumnElement[bool]) -> list[Migrati
 
 def hold(session: Session, migration: Migration, **values: Any) -> None:
     """Write columns of a row that is ours; raises LostOwnership if it no longer is."""
-    result = session.execute(
-        sa.update(Migration)
-        .where(Migration.id == migration.id, Migration.generation == migration.generation)
-        .values(updated_at=utcnow(), **values)
-        .execution_options(synchronize_session=False)
-    )
+    by_clock = tuple(name for name, value in values.items() if isinstance(value, now_seconds))
+    plain = {name: value for name, value in values.items() if name not in by_clock} | {"updated_at": utcnow()}
+    given = {f"new_{name}": value for name, value in plain.items()}
+    statement = _guarded_update(tuple(plain), by_clock)
+    result = execute(session, statement, the_id=migration.id, the_generation=migration.generation, **given)
     if changed(result) != 1:
         raise errors.LostOwnership(migration_id=migration.id, generation=migration.generation)
 
 
-def release(session: Session, migration: Migration) -> None:
+@functools.lru_cache(maxsize=200)
+def _guarded_update(plain: tuple[str, ...], by_clock: tuple[str, ...]) -> sa.Update:
+    """An UPDATE of these columns of the row as it was read; those ``by_clock`` get the database's time."""
+    values: dict[str, Any] = {name: sa.bindparam(f"new_{name}", type_=_ROW.c[name].type) for name in plain}
+    return sa.update(_ROW).where(*_THE_ROW).values(values | dict.fromkeys(by_clock, now_seconds()))
+
+
+def release(session: Session, migration: Migration, why: str) -> None:
     """Give back a row whose step was interrupted; the attempt does not count. Raises LostOwnership."""
-    hold(session, migration, owner=None, lease_until=0.0, attempts=max(0, migration.attempts - 1))
-    _close_open(session, migration.id, result="interrupted", message="its service ended")
+    hold(session, migration, owner=None, lease_until=0.0, rate=None, attempts=max(0, migration.attempts - 1))
+    history.close(session, migration.id, result="interrupted", message=why)
 
 
 def progress(session: Session, migration: Migration, ranges: list[list[int]] | None, **values: Any) -> None:
@@ -221,19 +260,8 @@ def copied(session: Session, migration_id: str) -> list[list[int]]:
     return [[start, length] for start, length in session.execute(query)]
 
 
-def is_cancelled(session: Session, migration: Migration) -> bool:
-    """Tell whether a cancel was asked for; raises LostOwnership if the row is no longer the one read."""
-    query = sa.select(Migration.cancel_requested).where(
-        Migration.id == migration.id, Migration.generation == migration.generation
-    )
-    requested = session.scalar(query)
-    if requested is None:
-        raise errors.LostOwnership(migration_id=migration.id, generation=migration.generation)
-    return requested
-
-
 def request_cancel(session: Session, migration_id: str) -> bool:
-    """Ask for a cancel; False when the migration is over or behind the line."""
+    """Ask for a cancel, which ends a pause too; False when the migration is over or behind the line."""
     before_line = sa.or_(
         Migration.direction == Direction.BACK.value,
         *(
@@ -244,10 +272,18 @@ def request_cancel(session: Session, migration_id: str) -> bool:
     result = session.execute(
         sa.update(Migration)
         .where(Migration.id == migration_id, Migration.end.is_(None), before_line)
-        .values(cancel_requested=True, updated_at=utcnow())
+        .values(cancel_requested=True, paused=False, not_before=_now_if_waiting(), updated_at=utcnow())
         .execution_options(synchronize_session=False)
     )
     return changed(result) == 1
+
+
+def _now_if_waiting() -> sa.ColumnElement[float]:
+    """SQL: a step that waits looks at once."""
+    return sa.case((Migration.step.in_(_WAITING_STEPS), 0.0), else_=Migration.not_before)
+
+
+_WAITING_STEPS = sorted({step.name for plan in states.PLANS.values() for step in plan.steps if step.waits})
 
 
 # --- advance ---
@@ -263,44 +299,80 @@ def advance(
     """
     row, now = _locked(session, migration)
     at = position(row)
+    if row.paused and outcome.event is Event.DONE and states.commits(at):
+        release(session, row, PAUSED)  # what cannot be taken back waits for the order to go on
+        return get(session, row.id)
     if outcome.event is Event.DONE and not (row.cancel_requested and states.may_cancel(at)):
         twins.apply(session, row)
     to = states.advance(at, outcome.event, _verdict(outcome, row.cancel_requested, row.attempts < attempts_allowed))
     again = to == at
     picked = at.step == states.FIRST_STEP and to.direction is Direction.FORWARD  # the source's service goes on
-    keep = not again and to.end is None and not picked
-    values = {"generation": row.generation + 1, **_columns(row, outcome, at, to, keep, now)}
-    if again:
-        values |= {"attempts": row.attempts, "not_before": now + _backoff(row.attempts, retry_seconds)}
+    paused = row.paused and states.may(Order.PAUSE, to)
+    swapped = outcome.event is Event.SWAPPED
+    keep = not again and to.end is None and not picked and not paused and not swapped
+    values = {"generation": row.generation + 1, "paused": paused, **_columns(row, outcome, at, to, keep, now)}
+    if again or swapped:
+        values |= _later(migration, row, outcome, now, retry_seconds)
     hold(session, row, **values)
     for column, value in values.items():
         setattr(row, column, value)
-    _close_attempt(session, row, outcome)
+    history.close(
+        session,
+        row.id,
+        result="deferred" if outcome.deferred else outcome.event.value,
+        message=outcome.error.message if outcome.error is not None else outcome.message,
+        moved=outcome.bytes,
+    )
+    if outcome.event is Event.WAITING:
+        history.merge_waiting(session, row.id, at.step, at.direction.value)
     twins.enter(session, row, at, to, deferred=outcome.deferred)
     if states.shown(to) is not states.shown(at) or to.end is not None:
         _show(session, row, to)
+    if to.end is not None:
+        execute(session, _FORGET_RANGES, of_migration=row.id)
     if keep:
-        _open_attempt(session, row.id, to.step, to.direction.value, 1)
+        history.open_attempt(session, row.id, to.step, to.direction.value, 1)
     return row
+
+
+_FORGET_RANGES = sa.delete(CopiedRange).where(CopiedRange.migration_id == sa.bindparam("of_migration"))
+_LOCK = (
+    sa.select(
+        *(_ROW.c[name] for name in ("cancel_requested", "paused", "attempts", "worker")),
+        *(_ROW.c[name] for name in ("swap_server", "swap_called_at", "swap_seen_at", "swap_result")),
+        now_seconds().label("now"),
+    )
+    .where(*_THE_ROW)
+    .with_for_update()
+)
 
 
 def _locked(session: Session, migration: Migration) -> tuple[Migration, float]:
     """The row as it is now, locked until the transaction ends, and the database's clock; raises LostOwnership.
 
-    It may have changed since it was read: a cancel came, or a copy that got on has set its attempts back.
+    What may have changed within the generation is read: a cancel or a pause came, or a copy got on or was given to
+    another worker.  The rest is as the migration was read.
     """
-    query = (
-        sa.select(Migration, now_seconds())
-        .where(Migration.id == migration.id, Migration.generation == migration.generation)
-        .with_for_update()
-        .execution_options(populate_existing=True)
-    )
-    found = session.execute(query).one_or_none()
+    found = execute(session, _LOCK, the_id=migration.id, the_generation=migration.generation).one_or_none()
     if found is None:
         raise errors.LostOwnership(migration_id=migration.id, generation=migration.generation)
-    row, now = found
-    session.expunge(row)  # it is written by UPDATE … WHERE alone
-    return row, float(now)
+    values = {name: getattr(migration, name) for name in _COLUMNS_OF_ROW} | dict(found._mapping)
+    now = float(values.pop("now"))
+    return Migration(**values), now
+
+
+def _later(read: Migration, row: Migration, outcome: Outcome, now: float, retry_seconds: float) -> dict[str, Any]:
+    """Columns of a row that somebody goes on with later."""
+    if outcome.event is Event.WAITING:
+        return {"attempts": 0, "not_before": now if _has_news(row, read) else now + outcome.wait_seconds}
+    if outcome.event is Event.SWAPPED:  # nobody can take it back; a switch that always fails is tried with pauses
+        return {"cancel_requested": False, "not_before": now + _backoff(1, retry_seconds)}
+    return {"attempts": row.attempts, "not_before": now + _backoff(row.attempts, retry_seconds)}
+
+
+def _has_news(row: Migration, read: Migration) -> bool:
+    """Tell whether an event came while a step that waits was looking, which did not see it."""
+    return (row.swap_result, row.cancel_requested) != (read.swap_result, read.cancel_requested)
 
 
 def _verdict(outcome: Outcome, cancelled: bool, attempts_left: bool) -> states.Verdict:
@@ -323,11 +395,15 @@ def _columns(
     }
     if not keep:
         values |= {"owner": None, "lease_until": 0.0}
+    if migration.swap_server is not None and (to.end is not None or to.step != at.step):
+        values["swap_server"] = None  # the next volume of that server may go
     if outcome.error is not None and (migration.error_code is None or to.end is End.STUCK):
         # The first error is why it turned back; what goes wrong on the way back must not hide it.
         values |= {"error_step": at.step, "error_code": outcome.error.code, "error_message": outcome.error.message}
     if outcome.error is None and to != at and to.direction is Direction.FORWARD:
         values |= {"error_step": None, "error_code": None, "error_message": None}
+    if states.commits(at) and to.direction is Direction.FORWARD and to != at:
+        values["switched_at"] = now
     if to.end is not None:
         values |= {"finished_at": utcnow(), "ended_at": now, "rate": None}
     return values
@@ -344,10 +420,12 @@ def _show(session: Session, migration: Migration, to: Position) -> None:
     values: dict[str, Any] = {"migration_status": states.shown(to).value}
     if to.end is not None:
         values |= {
-            "status": sa.case((Volume.status == "maintenance", Volume.previous_status), else_=Volume.status),
+            "status": sa.case((Volume.status.in_(twins.HELD), Volume.previous_status), else_=Volume.status),
             "previous_status": None,
         }
     volumes.update_where(session, migration.volume_id, Volume.migration_id == migration.id, **values)
+    if to.end is not None and migration.plan == states.ATTACHED.name:
+        attachments.forget_detached(session, migration.volume_id)
     if to.end in (End.ERROR, End.STUCK):
         messages.add(
             session,
@@ -360,34 +438,7 @@ def _show(session: Session, migration: Migration, to: Position) -> None:
         )
 
 
-# --- history ---
-
-
-def _open_attempt(session: Session, migration_id: str, step: str, direction: str, attempt: int) -> None:
-    session.execute(
-        sa.insert(MigrationStep).values(
-            migration_id=migration_id, step=step, direction=direction, attempt=attempt, started_at=utcnow()
-        )
-    )
-
-
-def _close_attempt(session: Session, migration: Migration, outcome: Outcome) -> None:
-    result = "deferred" if outcome.deferred else outcome.event.value
-    message = outcome.error.message if outcome.error is not None else outcome.message
-    _close_open(session, migration.id, result=result, bytes=outcome.bytes, message=message)
-
-
-def _close_lost_attempts(session: Session, migration_id: str) -> None:
-    _close_open(session, migration_id, result="lost", message="its process ended before it reported")
-
-
-def _close_open(session: Session, migration_id: str, **values: Any) -> None:
-    session.execute(
-        sa.update(MigrationStep)
-        .where(MigrationStep.migration_id == migration_id, MigrationStep.finished_at.is_(None))
-        .values(finished_at=utcnow(), **values)
-        .execution_options(synchronize_session=False)
-    )
+# --- questions ---
 
 
 def status(migration: Migration) -> str:
@@ -401,7 +452,7 @@ def is_behind_line(migration: Migration) -> bool:
     return states.PLANS[at.plan].behind_line(at.step)
 
 
-def is_at_scheduler(migration: Migration) -> bool:
+def is_at_scheduler(migration: Migration | sa.Row[Any]) -> bool:
     """Tell whether the scheduler works on it, and not the volume service of its source."""
     return states.PLANS[migration.plan].step(migration.step).runs_at is states.Place.SCHEDULER
 

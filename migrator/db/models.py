@@ -52,6 +52,8 @@ class Service(Base):
     disabled: Mapped[bool] = mapped_column(Boolean, default=False)
     disabled_reason: Mapped[str | None] = mapped_column(Name)
     frozen: Mapped[bool] = mapped_column(Boolean, default=False)
+    #: Other volume services (host@backend) whose storage this one can reach under the same pool names.
+    reaches: Mapped[list[Any] | None]
     #: Last sign of life, epoch seconds of the database's clock.
     heartbeat_at: Mapped[float] = mapped_column(Double)
     created_at: Mapped[datetime.datetime] = mapped_column(Time)
@@ -83,6 +85,15 @@ class ExtraSpec(Base):
     type_id: Mapped[str] = mapped_column(Uuid, ForeignKey("volume_types.id", ondelete="CASCADE"), primary_key=True)
     key: Mapped[str] = mapped_column(Name, primary_key=True)
     value: Mapped[str | None] = mapped_column(String(1024))
+
+
+class TypeAccess(Base):
+    """A project that may use a volume type which is not public."""
+
+    __tablename__ = "volume_type_projects"
+
+    type_id: Mapped[str] = mapped_column(Uuid, ForeignKey("volume_types.id", ondelete="CASCADE"), primary_key=True)
+    project_id: Mapped[str] = mapped_column(Name, primary_key=True)
 
 
 class Volume(Base):
@@ -128,6 +139,13 @@ class Volume(Base):
     wanted_size: Mapped[int | None] = mapped_column(Integer)
     #: The database's clock when the volume got its host: a pool report older than this does not include it.
     placed_at: Mapped[float | None] = mapped_column(Double)
+    #: The database's clock when the volume was last made writable to anybody (attached, reserved, extended): what lay
+    #: elsewhere as its copy before that is its copy no longer.
+    writable_at: Mapped[float | None] = mapped_column(Double)
+    #: What ``managing`` takes over: the reference to something that lies in the pool already.
+    adoption: Mapped[dict[str, Any] | None]
+    #: What is recorded of the image that the volume was made from; None: nothing.
+    image_metadata: Mapped[dict[str, Any] | None]
     #: Set when the row is dead; the living have none.
     deleted_at: Mapped[datetime.datetime | None] = mapped_column(Time, index=True)
 
@@ -240,7 +258,32 @@ class Migration(Base):
     bytes_done: Mapped[int] = mapped_column(BigInteger, default=0)
     bytes_allocated: Mapped[int | None] = mapped_column(BigInteger)
     rate: Mapped[float | None] = mapped_column(Double)  # bytes per second over the last seconds
+    #: How far the comparison of both ends is.
+    bytes_verified: Mapped[int | None] = mapped_column(BigInteger)
     checksum: Mapped[str | None] = mapped_column(Name)
+    #: How the copy is verified before the switch: readback, inline or none.
+    verify: Mapped[str] = mapped_column(String(16), default="readback")
+    #: The limit that was ordered, bytes per second; None: that of the backend.
+    bytes_per_second: Mapped[int | None] = mapped_column(BigInteger)
+    #: Seconds and bytes that copying took so far, over all attempts: the rate overall.
+    moved_seconds: Mapped[float | None] = mapped_column(Double)
+    bytes_moved: Mapped[int | None] = mapped_column(BigInteger)
+    #: The database's clock since when no read or write of the copy has come back, while that lasts.
+    stalled_since: Mapped[float | None] = mapped_column(Double)
+    #: Seconds for which the source is kept behind the switch, and the moment (database's clock) when that ends.
+    keep_source_seconds: Mapped[int] = mapped_column(Integer, default=0)
+    keep_source_until: Mapped[float | None] = mapped_column(Double)
+    #: The database's clock at the switch, and when the volume was put back on its kept source.
+    switched_at: Mapped[float | None] = mapped_column(Double)
+    undone_at: Mapped[float | None] = mapped_column(Double)
+    #: The server that the compute service moves to the twin at present: one volume of a server at a time.
+    swap_server: Mapped[str | None] = mapped_column(Uuid, unique=True, index=True)
+    #: The database's clock when the compute service was about to be asked, which is done once.
+    swap_called_at: Mapped[float | None] = mapped_column(Double)
+    #: What it has reported: done or failed.
+    swap_result: Mapped[str | None] = mapped_column(String(16))
+    #: The database's clock when the server was first seen at the destination without a report.
+    swap_seen_at: Mapped[float | None] = mapped_column(Double)
     error_step: Mapped[str | None] = mapped_column(String(32))
     error_code: Mapped[str | None] = mapped_column(Name)
     error_message: Mapped[str | None] = mapped_column(Text)
@@ -249,7 +292,7 @@ class Migration(Base):
     updated_at: Mapped[datetime.datetime | None] = mapped_column(Time)
     finished_at: Mapped[datetime.datetime | None] = mapped_column(Time)
     #: The database's clock at the end: a pool report older than this still lacks what the migration placed.
-    ended_at: Mapped[float | None] = mapped_column(Double)
+    ended_at: Mapped[float | None] = mapped_column(Double, index=True)
 
 
 class MigrationStep(Base):

@@ -11,7 +11,8 @@ from oslo_db import exception as db_exc
 from sqlalchemy.orm import Session
 
 from migrator import errors
-from migrator.db.api import Database, changed, clock, now_seconds
+from migrator.backend_name import BackendName
+from migrator.db.api import Database, changed, now_seconds
 from migrator.db.models import Service, utcnow
 
 VOLUME = "migrator-volume"
@@ -27,12 +28,22 @@ class ServiceState:
     up: bool
 
 
-def beat(db: Database, host: str, binary: str, zone: str, cluster: str | None = None) -> str:
-    """Record a sign of life of a service, registering it the first time; return its uuid."""
+def beat(
+    db: Database, host: str, binary: str, zone: str, cluster: str | None = None, reaches: Sequence[str] = ()
+) -> str:
+    """Record a sign of life of a service, registering it the first time; return its uuid.
+
+    ``reaches``: volume services (host@backend) beyond its cluster whose storage it has under the same pool names.
+    """
 
     def work(session: Session) -> str | None:
         where = (Service.host == host, Service.binary == binary)
-        alive = {"heartbeat_at": now_seconds(), "availability_zone": zone, "cluster_name": cluster}
+        alive = {
+            "heartbeat_at": now_seconds(),
+            "availability_zone": zone,
+            "cluster_name": cluster,
+            "reaches": list(reaches),
+        }
         if not changed(session.execute(sa.update(Service).where(*where).values(**alive))):
             session.execute(
                 sa.insert(Service).values(
@@ -58,14 +69,12 @@ def states(
     session: Session, down_after: float, *, host: str | None = None, binary: str | None = None
 ) -> list[ServiceState]:
     """Every service that matches, oldest first, with its verdict; ``down_after`` in seconds."""
-    query = sa.select(Service).order_by(Service.id)
+    query = sa.select(Service, now_seconds()).order_by(Service.id)
     if host is not None:
         query = query.where(Service.host == host)
     if binary is not None:
         query = query.where(Service.binary == binary)
-    services: Sequence[Service] = session.scalars(query).all()
-    now = clock(session)
-    return [_judge(service, now, down_after) for service in services]
+    return [_judge(service, now, down_after) for service, now in session.execute(query)]
 
 
 def _judge(service: Service, now: float, down_after: float) -> ServiceState:
@@ -85,6 +94,36 @@ def volume_states(session: Session, hosts: Sequence[str], down_after: float) -> 
     return {service.host: _judge(service, now, down_after) for service, now in session.execute(query)}
 
 
+def can_stand_in(one: Service, other: Service) -> bool:
+    """Tell whether a volume service has the storage of another one: by its cluster, or because it was told so."""
+    if one.id == other.id or {one.binary, other.binary} != {VOLUME}:
+        return False
+    together = one.cluster_name is not None and one.cluster_name == other.cluster_name
+    return other.host in (one.reaches or ()) or (together and _backend(one.host) == _backend(other.host))
+
+
+def _backend(host: str) -> str | None:
+    return BackendName.parse(host).backend
+
+
+def stand_ins(session: Session, host: str, down_after: float) -> list[str]:
+    """Volume services that are up and can work on the migrations of the volume service ``host``."""
+    every = states(session, down_after, binary=VOLUME)
+    away = next((state.service for state in every if state.service.host == host), None)
+    if away is None:
+        return []
+    return [state.service.host for state in every if state.up and can_stand_in(state.service, away)]
+
+
+def stands_in_for(session: Session, host: str, down_after: float) -> list[str]:
+    """Volume services that are down and whose migrations the volume service ``host`` can work on."""
+    every = states(session, down_after, binary=VOLUME)
+    ours = next((state.service for state in every if state.service.host == host), None)
+    if ours is None:
+        return []
+    return [state.service.host for state in every if not state.up and can_stand_in(ours, state.service)]
+
+
 def set_disabled(session: Session, host: str, binary: str, disabled: bool, reason: str | None) -> Service:
     """Disable or enable a service; raises NotFound."""
     session.execute(
@@ -96,3 +135,21 @@ def set_disabled(session: Session, host: str, binary: str, disabled: bool, reaso
     if service is None:
         raise errors.NotFound(kind="Service", id=f"{binary} on {host}")
     return service
+
+
+def set_frozen(session: Session, host: str, frozen: bool) -> None:
+    """Freeze or thaw the backend of a volume service; raises NotFound."""
+    result = session.execute(
+        sa.update(Service)
+        .where(Service.host == host, Service.binary == VOLUME)
+        .values(frozen=frozen, updated_at=utcnow())
+        .execution_options(synchronize_session=False)
+    )
+    if changed(result) != 1:
+        raise errors.NotFound(kind="Service", id=f"{VOLUME} on {host}")
+
+
+def is_frozen(session: Session, host: str) -> bool:
+    """Tell whether the backend of a pool ``host@backend#pool`` is frozen."""
+    query = sa.select(Service.frozen).where(Service.host == host.partition("#")[0], Service.binary == VOLUME)
+    return bool(session.scalar(query))

@@ -11,10 +11,19 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from migrator import errors
-from migrator.db import volumes
+from migrator.db import attachments, types, volumes
+from migrator.db.api import now_seconds
 from migrator.db.models import Migration, Service, Volume
 from migrator.volume import states
 from migrator.volume.states import Direction, Position
+
+#: Statuses that a migration gives its volume while it lasts; at its end the volume has its former one back.
+HELD = ("maintenance", "retyping")
+#: Status of a twin's row that names a source which is kept behind the switch.
+KEPT = "maintenance"
+#: What tells the service of its backend to remove what a twin's row names.
+_DOOMED = {"status": "deleting", "migration_status": "deleting"}
+_PLACE = ("host", "availability_zone", "service_uuid", "cluster_name", "provider_id", "provider_location")
 
 
 def enter(session: Session, migration: Migration, at: Position, to: Position, *, deferred: bool) -> None:
@@ -24,13 +33,13 @@ def enter(session: Session, migration: Migration, at: Position, to: Position, *,
         _insert(session, migration)
     elif at.step == creating and at.direction is Direction.FORWARD and to.step != creating:
         volumes.update_where(session, migration.destination_volume_id, status="available")
-    elif to.end is states.End.STUCK and at.plan == states.HOST_COPY.name:
+    elif to.end is states.End.STUCK and (at.plan == states.HOST_COPY.name or at.step == creating):
         # Its object may still be there: the row goes on naming it for the destination's service to remove.
         _let_go(session, migration, deferred=True)
     elif at.step == creating and at.direction is Direction.BACK and to != at:
         _let_go(session, migration, deferred)
     elif at.step == states.DELETE_SOURCE.name and to.end is states.End.SUCCESS:
-        volumes.remove(session, migration.destination_volume_id)
+        _leave_source(session, migration)
 
 
 def _insert(session: Session, migration: Migration) -> None:
@@ -49,12 +58,19 @@ def _insert(session: Session, migration: Migration) -> None:
         migration_status=f"target:{volume.id}",
         display_name=volume.display_name,
         display_description=volume.display_description,
-        volume_type_id=migration.new_type_id or volume.volume_type_id,
         bootable=volume.bootable,
-        multiattach=volume.multiattach,
         readonly=volume.readonly,
+        **{"volume_type_id": volume.volume_type_id, "multiattach": volume.multiattach, **_new_type(session, migration)},
         **place,
     )
+
+
+def _new_type(session: Session, migration: Migration) -> dict[str, Any]:
+    """Columns that a retype changes, none in a plain migration (LP1597247, LP1790840)."""
+    if migration.new_type_id is None:
+        return {}
+    multiattach = types.is_multiattach(session, migration.new_type_id)
+    return {"volume_type_id": migration.new_type_id, "multiattach": multiattach}
 
 
 def _place(session: Session, migration: Migration) -> dict[str, Any]:
@@ -77,9 +93,18 @@ def _place(session: Session, migration: Migration) -> dict[str, Any]:
 def _let_go(session: Session, migration: Migration, deferred: bool) -> None:
     """The object is gone, or (``deferred``) will be removed by the destination's service: then the row names it."""
     if deferred:
-        volumes.update_where(session, migration.destination_volume_id, status="deleting", migration_status="deleting")
+        volumes.update_where(session, migration.destination_volume_id, **_DOOMED)
     else:
         volumes.remove(session, migration.destination_volume_id)
+
+
+def _leave_source(session: Session, migration: Migration) -> None:
+    """The old object is gone, or it is kept for a while: then the row goes on naming it, for nobody to use."""
+    if migration.keep_source_until is None:
+        volumes.remove(session, migration.destination_volume_id)
+    else:
+        values = {"status": KEPT, "migration_status": f"target:{migration.volume_id}"}
+        volumes.update_where(session, migration.destination_volume_id, **values)
 
 
 def apply(session: Session, migration: Migration) -> None:
@@ -89,35 +114,89 @@ def apply(session: Session, migration: Migration) -> None:
     the migration's row in the same transaction.
     """
     if migration.step == states.RECORD_MOVE.name:
-        _switch(session, migration, {})
+        _switch(session, migration, _new_type(session, migration))
     elif migration.step == states.SWITCH_VOLUME.name:
         twin = volumes.get(session, migration.destination_volume_id)
         volume = volumes.get(session, migration.volume_id)
-        _switch(session, migration, {"name_id": twin.object_id, "volume_type_id": twin.volume_type_id})
-        volumes.update_where(
-            session,
-            twin.id,
-            status="deleting",
-            migration_status="deleting",
-            host=volume.host,
-            availability_zone=volume.availability_zone,
-            service_uuid=volume.service_uuid,
-            cluster_name=volume.cluster_name,
-            name_id=volume.object_id,
-            provider_id=volume.provider_id,
-            provider_location=volume.provider_location,
-        )
+        place = {
+            "name_id": twin.object_id,
+            **_new_type(session, migration),
+            "provider_id": twin.provider_id,
+            "provider_location": twin.provider_location,
+        }
+        _switch(session, migration, place)
+        if migration.plan == states.ATTACHED.name:
+            attachments.move(session, twin.id, volume.id)
+        volumes.update_where(session, twin.id, **_DOOMED, **_place_of(volume, twin.id))
+
+
+def _place_of(volume: Volume, owner_id: str) -> dict[str, Any]:
+    """Columns that make the row ``owner_id`` name what the row ``volume`` names now."""
+    named = {column: getattr(volume, column) for column in _PLACE}
+    return {**named, "name_id": None if volume.object_id == owner_id else volume.object_id}
 
 
 def _switch(session: Session, migration: Migration, values: dict[str, Any]) -> None:
+    swapped = migration.plan == states.ATTACHED.name
     won = volumes.update_where(
         session,
         migration.volume_id,
         Volume.migration_id == migration.id,
         Volume.host == migration.source_host,
-        Volume.status.in_([migration.previous_status, "maintenance"]),
+        # A server that lives at the new place already cannot be sent back, whatever its volume is busy with.
+        sa.true() if swapped else Volume.status.in_([migration.previous_status, *HELD]),
         **_place(session, migration),
         **values,
     )
     if not won:
         raise errors.VolumeChanged(volume_id=migration.volume_id)
+
+
+# --- the kept source ---
+
+
+def put_back(session: Session, migration: Migration, volume: Volume, twin: Volume) -> bool:
+    """Make the volume live at its old place again, which the twin's row names, and give the new one to the twin.
+
+    Both as they were seen; False if the volume could have been written to since the switch, or anything has changed.
+    The service of the new place removes what lies there.
+    """
+    unwritten = sa.or_(Volume.writable_at.is_(None), Volume.writable_at < migration.switched_at)
+    back = volumes.update_where(
+        session,
+        volume.id,
+        Volume.migration_id == migration.id,
+        Volume.host == migration.destination_host,
+        Volume.status == "available",
+        Volume.size == migration.size,
+        volumes.is_at_rest(),
+        volumes.unchanged(volume),
+        unwritten,
+        sa.not_(volumes.has_attachments()),
+        sa.not_(volumes.has_snapshots()),
+        **_place_of(twin, volume.id),
+    )
+    kept = (Volume.status == KEPT, Volume.host == migration.source_host, volumes.unchanged(twin))
+    return back and volumes.update_where(session, twin.id, *kept, **_DOOMED, **_place_of(volume, twin.id))
+
+
+def expired(session: Session, service: str) -> list[str]:
+    """Twins on the backend ``host@backend`` whose kept source nobody can go back to: time is over, or volume gone."""
+    owner = sa.orm.aliased(Volume)
+    query = (
+        sa.select(Volume.id)
+        .outerjoin(owner, sa.and_(owner.id == Volume.twin_of, owner.deleted_at.is_(None)))
+        .outerjoin(Migration, Migration.destination_volume_id == Volume.id)
+        .where(
+            Volume.twin_of.is_not(None),
+            Volume.status == KEPT,
+            Volume.host.startswith(service + "#", autoescape=True),
+            sa.or_(owner.id.is_(None), Migration.id.is_(None), Migration.keep_source_until <= now_seconds()),
+        )
+    )
+    return list(session.scalars(query))
+
+
+def give_up_kept(session: Session, twin_id: str) -> None:
+    """Have a kept source removed, unless the volume was put back on it meanwhile."""
+    volumes.update_where(session, twin_id, Volume.status == KEPT, **_DOOMED)

@@ -59,6 +59,12 @@ def is_used(session: Session, type_id: str) -> bool:
     return session.scalar(query) is not None
 
 
+def is_multiattach(session: Session, type_id: str | None) -> bool:
+    """Tell whether volumes of the type may be attached to several servers at once: its extra spec multiattach."""
+    query = sa.select(ExtraSpec.value).where(ExtraSpec.type_id == type_id, ExtraSpec.key == "multiattach")
+    return (session.scalar(query) or "").strip().lower() == "<is> true"
+
+
 def delete(session: Session, type_id: str) -> None:
     """Mark a type dead, so that its name is free again; raises NotFound."""
     result = session.execute(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from migrator.db.api import changed
+from migrator.db.api import changed, execute
 from migrator.db.models import Migration, PoolGeneration, Volume
 
 
@@ -35,49 +35,59 @@ def usage(session: Session, reported_at: Mapping[str, float]) -> dict[str, PoolU
     return dict(pools)
 
 
-def _count_volumes(session: Session, pools: dict[str, PoolUsage]) -> None:
-    query = (
-        sa.select(Volume.host, sa.func.count(), sa.func.sum(Volume.size))
-        .where(Volume.deleted_at.is_(None), Volume.host.is_not(None))
-        .group_by(Volume.host)
+# Built once: a choice is made for each migration and each new volume, many of them one after the other.
+_volumes: sa.Table = Volume.__table__  # type: ignore[assignment]
+_migrations: sa.Table = Migration.__table__  # type: ignore[assignment]
+_twins = _volumes.alias("twins")
+_VOLUMES = (
+    sa.select(_volumes.c.host, sa.func.count(), sa.func.sum(_volumes.c.size))
+    .where(_volumes.c.deleted_at.is_(None), _volumes.c.host.is_not(None))
+    .group_by(_volumes.c.host)
+)
+_CREATIONS = sa.select(_volumes.c.host, _volumes.c.size, _volumes.c.status, _volumes.c.placed_at).where(
+    _volumes.c.deleted_at.is_(None),
+    _volumes.c.twin_of.is_(None),
+    _volumes.c.host.is_not(None),
+    sa.or_(_volumes.c.status == "creating", _volumes.c.placed_at > sa.bindparam("oldest", type_=sa.Double)),
+)
+#: Migrations under way: what they will take, and how much of it no twin's row is counted for (an assisted move).
+_UNDER_WAY = (
+    sa.select(
+        _migrations.c.destination_host,
+        sa.func.sum(_migrations.c.size),
+        sa.func.sum(sa.case((_twins.c.id.is_(None), _migrations.c.size), else_=0)),
     )
-    for host, count, size in session.execute(query):
-        assert host is not None
+    .outerjoin(_twins, _twins.c.id == _migrations.c.destination_volume_id)
+    .where(_migrations.c.end.is_(None), _migrations.c.destination_host.is_not(None))
+    .group_by(_migrations.c.destination_host)
+)
+_ENDED = sa.select(_migrations.c.destination_host, _migrations.c.size, _migrations.c.ended_at).where(
+    _migrations.c.destination_host.is_not(None),
+    _migrations.c.ended_at > sa.bindparam("oldest", type_=sa.Double),
+)
+
+
+def _count_volumes(session: Session, pools: dict[str, PoolUsage]) -> None:
+    for host, count, size in execute(session, _VOLUMES):
         pools[host].volumes = count
         pools[host].provisioned_gib = float(size)
 
 
 def _count_creations(session: Session, pools: dict[str, PoolUsage], reported_at: Mapping[str, float]) -> None:
     oldest = min(reported_at.values(), default=0.0)
-    query = sa.select(Volume.host, Volume.size, Volume.status, Volume.placed_at).where(
-        Volume.deleted_at.is_(None),
-        Volume.twin_of.is_(None),
-        Volume.host.is_not(None),
-        sa.or_(Volume.status == "creating", Volume.placed_at > oldest),
-    )
-    for host, size, status, placed_at in session.execute(query):
-        assert host is not None
+    for host, size, status, placed_at in execute(session, _CREATIONS, oldest=oldest):
         if status == "creating" or (placed_at or 0.0) > reported_at.get(host, 0.0):
             pools[host].reserved_gib += size
 
 
 def _count_migrations(session: Session, pools: dict[str, PoolUsage], reported_at: Mapping[str, float]) -> None:
+    for host, size, without_twin in execute(session, _UNDER_WAY):
+        pools[host].reserved_gib += float(size)
+        pools[host].provisioned_gib += float(without_twin)
     oldest = min(reported_at.values(), default=0.0)
-    twin = sa.orm.aliased(Volume)
-    query = (
-        sa.select(Migration.destination_host, Migration.size, Migration.end, Migration.ended_at, twin.host)
-        .outerjoin(twin, twin.id == Migration.destination_volume_id)
-        .where(
-            Migration.destination_host.is_not(None),
-            sa.or_(Migration.end.is_(None), Migration.ended_at > oldest),
-        )
-    )
-    for host, size, end, ended_at, twin_host in session.execute(query):
-        assert host is not None
-        if end is None or (ended_at or 0.0) > reported_at.get(host, 0.0):
+    for host, size, ended_at in execute(session, _ENDED, oldest=oldest):
+        if ended_at > reported_at.get(host, 0.0):
             pools[host].reserved_gib += size
-        if end is None and twin_host is None:  # an assisted move has no twin to be counted
-            pools[host].provisioned_gib += size
 
 
 def pool_generations(session: Session) -> dict[str, int]:

@@ -15,6 +15,8 @@ from migrator import errors
 from migrator.db.api import changed, now_seconds
 from migrator.db.models import Attachment, Snapshot, Volume, VolumeMetadata, VolumeType, utcnow
 
+_VOLUMES: sa.Table = Volume.__table__  # type: ignore[assignment]
+
 #: ``migration_status`` of a volume that nothing moves at present.
 AT_REST = ("success", "error")
 
@@ -52,11 +54,10 @@ def has_snapshots() -> sa.ColumnElement[bool]:
 
 def update_where(session: Session, volume_id: str, *expected: sa.ColumnElement[bool], **values: Any) -> bool:
     """Change the living volume if every expectation holds; tell whether it did."""
-    result = session.execute(
-        sa.update(Volume)
-        .where(Volume.id == volume_id, Volume.deleted_at.is_(None), *expected)
+    result = session.connection().execute(  # past the session's objects: this is done many times per migration
+        sa.update(_VOLUMES)
+        .where(_VOLUMES.c.id == volume_id, _VOLUMES.c.deleted_at.is_(None), *expected)
         .values(updated_at=utcnow(), **values)
-        .execution_options(synchronize_session=False)
     )
     return changed(result) == 1
 

@@ -12,9 +12,12 @@ import abc
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import Any
 
 from oslo_config import cfg
+
+from migrator.drivers.names import check_name
+from migrator.errors import InvalidInput
 
 
 class Capability(StrEnum):
@@ -26,6 +29,8 @@ class Capability(StrEnum):
     NEW_VOLUME_IS_ZERO = "new_volume_is_zero"
     #: An export can be ended by the destination's service while a foreign process has it open.
     FENCED_EXPORT = "fenced_export"
+    #: Several hosts may have one object open for writing at the same time.
+    MULTIATTACH = "multiattach"
     SNAPSHOTS = "snapshots"
     CLONE = "clone"
     ADOPT = "adopt"
@@ -53,10 +58,13 @@ class PoolReport:
 class Connection:
     """How the copier reaches an exported volume.
 
-    ``kind`` is ``file`` (a path on the machine ``machine``) or ``memory`` (an object of the process ``process``).
+    ``kind`` is ``file`` (a path on the machine ``machine``), ``memory`` (an object of the process ``process``), or
+    ``nbd``: what the volume service answers the machine ``machine``, which is another one than the object is on;
+    ``path`` then is the server's address for messages, ``nbd`` holds what is needed to use it (volume/exports.py).
     ``is_zero``: it reads as zeros everywhere now, so a copy into it may skip holes.  ``limit``: bytes that the object
     may come to occupy in all before its pool is full; exceeding it is to be treated as a full disk.  Both tell of this
-    moment, so connections of one export are equal whatever they say.
+    moment, so connections of one export are equal whatever they say.  ``may_punch``: zeroing may free space; False
+    where every byte is to stay allocated.
     """
 
     kind: str
@@ -67,6 +75,9 @@ class Connection:
     writable: bool = False
     process: str | None = None
     limit: int | None = field(default=None, compare=False)
+    may_punch: bool = True
+    #: Holds secrets: never to be logged, nor to be in a message.
+    nbd: dict[str, Any] | None = field(default=None, repr=False)
 
     def as_dict(self) -> dict[str, Any]:
         return dict(self.__dict__)
@@ -74,6 +85,21 @@ class Connection:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Connection:
         return cls(**values)
+
+
+@dataclass(frozen=True)
+class Adoptable:
+    """Something that lies in a pool, and whether ``adopt`` would take it."""
+
+    #: What ``adopt`` takes: ``{"source-name": …}``.
+    reference: dict[str, Any]
+    #: The same thing by another name that stays when it is renamed; empty if there is none.
+    id: str
+    size: int  # bytes
+    #: Why it cannot be taken; None: it can.
+    reason: str | None = None
+    #: Its object name, where it is ours already.
+    name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +111,10 @@ class Answer:
 
 
 Progress = Callable[[int, int], None]
-"""Called by an assisted move with bytes done and bytes total, at least every two seconds."""
+"""Called by an assisted move with bytes done and bytes total, at least every two seconds.
+
+What it raises must come through ``move``, which then stops moving at once: that is how a migration is cancelled.
+"""
 
 
 class VolumeDriver(abc.ABC):
@@ -96,7 +125,11 @@ class VolumeDriver(abc.ABC):
     several threads at once; calls for one object never overlap.
     """
 
-    capabilities: ClassVar[frozenset[Capability]] = frozenset()
+    #: Of the class, or of one backend where its options decide.
+    capabilities: frozenset[Capability] = frozenset()
+
+    #: True if objects() and report() only read, so that a second process may ask them without a start.
+    asked_unstarted: bool = False
 
     def __init__(self, backend: str, options: cfg.ConfigOpts.GroupAttr) -> None:
         """Keep the options of ``backend`` (host@backend); raises ConfigError; touches nothing on disk."""
@@ -139,6 +172,10 @@ class VolumeDriver(abc.ABC):
     def objects(self, pool: str) -> Iterable[str]:
         """Names of all objects that this driver created or adopted in the pool: volumes and snapshots."""
 
+    def exports(self, pool: str) -> Iterable[str]:
+        """Names of the objects that are exported now; none where an export leaves no trace."""
+        return []
+
     @abc.abstractmethod
     def allocated(self, pool: str, name: str) -> int:
         """Bytes that the object really occupies; raises VolumeMissing."""
@@ -166,6 +203,17 @@ class VolumeDriver(abc.ABC):
         not a plain object.  Repeating a successful call succeeds.
         """
 
+    def adoptable(self, pool: str) -> list[Adoptable]:
+        """What lies in the pool, ours too; a driver that declares ADOPT has this, too."""
+        return []
+
+    def disown(self, pool: str, name: str) -> None:
+        """Give the object up: it stays as it is under its name, is ours no longer, and can be adopted again.
+
+        Success when it is not there.  A driver that declares ADOPT has this, too.
+        """
+        raise InvalidInput(field="volume", reason=f"the driver of {self.backend} cannot give up what it has")
+
     @abc.abstractmethod
     def export(self, pool: str, name: str, *, writable: bool) -> Connection:
         """Make the object reachable for the copier; repeating it gives an equal connection."""
@@ -173,6 +221,20 @@ class VolumeDriver(abc.ABC):
     @abc.abstractmethod
     def revoke(self, pool: str, name: str) -> None:
         """End every export of the object; success when there was none."""
+
+    def initialize_connection(
+        self, pool: str, name: str, connector: dict[str, Any], *, writable: bool
+    ) -> dict[str, Any]:
+        """Offer the object to the host that ``connector`` describes; return how that host reaches it.
+
+        The answer has ``driver_volume_type`` and ``data``, which the host's connector library understands.  Repeating
+        it for one host gives the same.  Raises InvalidInput for a connector that lacks what the backend needs.
+        """
+        raise InvalidInput(field="connector", reason=f"the driver of {self.backend} connects no servers")
+
+    def terminate_connection(self, pool: str, name: str, connector: dict[str, Any]) -> None:
+        """Take the object back from that host alone; success when it was not offered, or is gone."""
+        check_name(name)
 
     def can_assist(self, pool: str, name: str, destination: dict[str, Any]) -> Answer:
         """Can this backend move the object to the pool whose ``location`` is given?  A pure question."""
@@ -188,3 +250,15 @@ class VolumeDriver(abc.ABC):
     def unmove(self, pool: str, name: str, destination: dict[str, Any]) -> None:
         """Take back whatever ``move`` made at the destination; success when there is nothing, wherever it is."""
         raise AssertionError("unmove is called only of a driver that declares ASSIST")
+
+
+def find_adoptable(driver: VolumeDriver, pool: str, reference: dict[str, Any]) -> Adoptable:
+    """Return what a ``source-name`` or ``source-id`` refers to; raises InvalidInput for what is not there."""
+    if len(reference) != 1 or not set(reference) <= {"source-name", "source-id"}:
+        raise InvalidInput(field="ref", reason="it must hold either source-name or source-id and nothing else")
+    wanted = reference.get("source-id")
+    for found in driver.adoptable(pool):
+        if found.reference == reference or (isinstance(wanted, str) and wanted == found.id != ""):
+            return found
+    shown = next(iter(reference.values()))
+    raise InvalidInput(field="ref", reason=f"there is no {str(shown)[:80]!r} in pool {pool} of {driver.backend}")

@@ -19,7 +19,9 @@ from dataclasses import dataclass
 
 _CONTRACT_CALLS = (
     *("start", "pools", "report", "create", "delete", "extend", "exists", "objects", "allocated"),
-    *("create_snapshot", "delete_snapshot", "clone", "adopt", "export", "revoke", "can_assist", "move", "unmove"),
+    *("create_snapshot", "delete_snapshot", "clone", "adopt", "adoptable", "disown"),
+    *("export", "exports", "revoke", "can_assist", "move", "unmove"),
+    *("initialize_connection", "terminate_connection"),
 )
 _OBJECT_CALLS = ("pread", "pwrite", "zero", "extents", "flush")
 #: Calls that faults can be ordered for: the contract's methods, and those of an opened object.

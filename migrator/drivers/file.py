@@ -17,11 +17,12 @@ from oslo_log import log
 
 from migrator import machine
 from migrator.conf import GIB
+from migrator.drivers import adoption
 from migrator.drivers import directory as directories
-from migrator.drivers.base import Answer, Capability, Connection, PoolReport, Progress, VolumeDriver
+from migrator.drivers.base import Adoptable, Answer, Capability, Connection, PoolReport, Progress, VolumeDriver
 from migrator.drivers.directory import Directory, Identity
 from migrator.drivers.names import check_name, check_pools, source_name
-from migrator.errors import ConfigError, DriverError, InvalidInput, NoSpace, VolumeMissing
+from migrator.errors import ConfigError, DriverError, NoSpace, VolumeMissing
 
 LOG = log.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class FileDriver(VolumeDriver):
     """
 
     capabilities = frozenset(Capability) - {Capability.FENCED_EXPORT}
+    asked_unstarted = True
 
     def __init__(self, backend: str, options: cfg.ConfigOpts.GroupAttr) -> None:
         super().__init__(backend, options)
@@ -217,20 +219,16 @@ class FileDriver(VolumeDriver):
     def adopt(self, pool: str, reference: dict[str, Any], name: str) -> int:
         found_name = source_name(reference)
         with self._at(pool, f"adopting {found_name} as {check_name(name)}") as here:
-            old, new = _lstat(here, found_name), here.find(name)
-            if old is None and new is not None:
-                here.sync()
-                return new.st_size
-            _check_adoptable(here, found_name, old, new)
-            here.mark(name)
-            if new is None and not directories.link(here, found_name, here, name):
-                os.rename(found_name, name, src_dir_fd=here.fd, dst_dir_fd=here.fd)
+            return adoption.take(here, found_name, name)
+
+    def adoptable(self, pool: str) -> list[Adoptable]:
+        with self._at(pool, "looking for what could be adopted") as here:
+            return adoption.listed(here)
+
+    def disown(self, pool: str, name: str) -> None:
+        with self._at(pool, f"giving up {check_name(name)}") as here:
+            here.unmark(name)
             here.sync()
-            with here.file(name, os.O_RDONLY) as fd:
-                os.fsync(fd)
-            here.unlink(found_name)
-            here.sync()
-            return here.get(name).st_size
 
     # --- exports ---------------------------------------------------------------------------------------------------
 
@@ -248,11 +246,21 @@ class FileDriver(VolumeDriver):
                 is_zero=next(directories.data_ranges(fd, found.st_size), None) is None,
                 writable=writable,
                 limit=limit,
+                may_punch=self._thin,
             )
 
     def revoke(self, pool: str, name: str) -> None:
         """Do nothing: a path is no session that could be ended."""
         check_name(name)
+
+    def initialize_connection(
+        self, pool: str, name: str, connector: dict[str, Any], *, writable: bool
+    ) -> dict[str, Any]:
+        """Tell the file's path, for a hypervisor that has the pool's directory under the same path."""
+        with self._at(pool, f"offering {check_name(name)}", missing=name) as here:
+            here.get(name)
+            data = {"name": name, "device_path": os.path.join(here.path, name)}
+        return {"driver_volume_type": self.options.file_connection_type, "data": data}
 
     # --- assisted moves --------------------------------------------------------------------------------------------
 
@@ -427,30 +435,6 @@ def _free(here: Directory) -> int:
 
 def _allocated_in(here: Directory) -> int:
     return sum(found.st_blocks for found in here.objects().values()) * _STAT_BLOCK
-
-
-def _lstat(here: Directory, name: str) -> os.stat_result | None:
-    """Return what ``name`` is like if it is a regular file, None if there is nothing; raises InvalidInput."""
-    try:
-        return here.find(name)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENAMETOOLONG):
-            raise
-        raise InvalidInput(field="source-name", reason=f"{name!r}: {error.strerror}") from error
-
-
-def _check_adoptable(here: Directory, name: str, old: os.stat_result | None, new: os.stat_result | None) -> None:
-    """Raise InvalidInput unless ``name`` is a file of no one else's, or a repeated adopt has only to go on."""
-    same = old is not None and new is not None and os.path.samestat(old, new)
-    refusals = [
-        (old is None, "is not in the pool"),
-        (here.origin(name) is not None, "is an object of the pool already"),
-        (new is not None and not same, "cannot be taken, its new name is in use"),
-        (old is not None and old.st_nlink > (2 if same else 1), "has other hard links"),
-    ]
-    for refused, reason in refusals:
-        if refused:
-            raise InvalidInput(field="source-name", reason=f"{name!r} {reason}")
 
 
 def _differs(here: dict[str, Any], there: dict[str, Any]) -> str:

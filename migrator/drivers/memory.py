@@ -19,7 +19,7 @@ from oslo_config import cfg
 
 from migrator import machine
 from migrator.conf import GIB
-from migrator.drivers.base import Answer, Capability, Connection, PoolReport, Progress, VolumeDriver
+from migrator.drivers.base import Adoptable, Answer, Capability, Connection, PoolReport, Progress, VolumeDriver
 from migrator.drivers.faults import Died, Fault, Faults
 from migrator.drivers.names import check_name, check_pools, source_name
 from migrator.drivers.sparse import Buffer, Data, Extent, Sparse
@@ -245,6 +245,11 @@ class MemoryDriver(VolumeDriver):
             return sorted(name for name, held in self._pool(pool).items() if held.managed)
 
     @_faulty
+    def exports(self, pool: str) -> list[str]:
+        with _lock:
+            return sorted(name for name, held in self._pool(pool).items() if held.exports)
+
+    @_faulty
     def allocated(self, pool: str, name: str) -> int:
         return self._get(pool, name).content.allocated
 
@@ -278,6 +283,28 @@ class MemoryDriver(VolumeDriver):
             return objects[name].content.size
 
     @_faulty
+    def adoptable(self, pool: str) -> list[Adoptable]:
+        with _lock:
+            return [
+                Adoptable(
+                    {"source-name": name},
+                    id=name,
+                    size=held.content.size,
+                    reason="it is managed already" if held.managed else None,
+                    name=name if held.managed else None,
+                )
+                for name, held in sorted(self._pool(pool).items())
+            ]
+
+    @_faulty
+    def disown(self, pool: str, name: str) -> None:
+        with _lock:
+            held = self._pool(pool).get(check_name(name))
+            if held is not None:
+                held.managed = False
+                held.revoke()
+
+    @_faulty
     def export(self, pool: str, name: str, *, writable: bool) -> Connection:
         with _lock:
             held = self._get(pool, name)
@@ -300,6 +327,17 @@ class MemoryDriver(VolumeDriver):
             held = self._pool(pool).get(check_name(name))
         if held is not None:
             held.revoke()
+
+    @_faulty
+    def initialize_connection(
+        self, pool: str, name: str, connector: dict[str, Any], *, writable: bool
+    ) -> dict[str, Any]:
+        self._get(pool, name)
+        return {"driver_volume_type": "memory", "data": {"device_path": f"{self.backend}/{pool}/{name}"}}
+
+    @_faulty
+    def terminate_connection(self, pool: str, name: str, connector: dict[str, Any]) -> None:
+        check_name(name)
 
     @_faulty
     def can_assist(self, pool: str, name: str, destination: dict[str, Any]) -> Answer:

@@ -6,7 +6,7 @@ import functools
 import heapq
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,6 +87,12 @@ class Chooser:
         if not passed:
             return Choice(None, explain, filters=tuple(each.name for each in self.filters))
         return self._best(passed, explain)
+
+    def offers(self, pool: Pool, extra_specs: Mapping[str, str]) -> bool:
+        """Tell whether the pool has what extra specs ask for, whatever else speaks against it."""
+        request = Request(0, extra_specs, None, None, None, None, frozenset())
+        asked = (each for each in self.filters if each.name == "capabilities")
+        return all(each.against(pool, Usage(0.0, 0.0, 0), request) is None for each in asked)
 
     def _passes(self, pool: Pool, usage: Usage, request: Request, refused: list[Verdict]) -> bool:
         """Ask until one filter says no, and keep its verdict."""

@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -27,7 +28,9 @@ from migrator.db import messages, migrations, services, usage, volumes
 from migrator.db.api import Database, clock
 from migrator.db.migrations import Outcome
 from migrator.db.models import ExtraSpec, Migration, Service, Volume, utcnow
+from migrator.notifications import OFF, MigrationNews, Notifications
 from migrator.rpc import VERSION, VolumeClient
+from migrator.scheduler import explain
 from migrator.scheduler.choose import Choice, Chooser
 from migrator.scheduler.filters import Request, ServiceState
 from migrator.scheduler.pools import Pool, PoolRegistry, Usage, view
@@ -45,6 +48,9 @@ OVERDUE = timedelta(seconds=3)
 KEPT_VERDICTS = 1000
 #: Times that a choice is made again because another scheduler was faster.
 CHOICES = 20
+#: Filters that ask whether something more fits: what lies in the pool already is in its numbers.
+FOR_NEWCOMERS = ("capacity", "different_place")
+NOTHING_USED = Usage(provisioned_gib=0.0, reserved_gib=0.0, volumes=0)
 
 
 class ReservationLost(Exception):
@@ -56,7 +62,9 @@ class SchedulerManager:
 
     target = messaging.Target(version=VERSION)
 
-    def __init__(self, conf: Conf, db: Database, volume_client: VolumeClient) -> None:
+    def __init__(self, conf: Conf, db: Database, volume_client: VolumeClient, news: Notifications = OFF) -> None:
+        """``news`` is told of migrations that end here, because nothing fits."""
+        self._migration_news = MigrationNews(db, news)
         self._conf = conf
         self._db = db
         self._volume = volume_client
@@ -78,10 +86,28 @@ class SchedulerManager:
 
     @expose
     @messaging.expected_exceptions(errors.MigratorError)  # type: ignore[untyped-decorator]
-    def get_pools(self, context: RequestContext, detail: bool) -> list[dict[str, Any]]:
+    def get_pools(self, context: RequestContext, detail: bool, type_id: str | None = None) -> list[dict[str, Any]]:
+        """The pools as they were reported last; with ``type_id``, those that offer what the volume type asks for."""
         pools = self._pools.all()
+        if type_id is not None:
+            specs = self._db.read(lambda session: _extra_specs(session, type_id))
+            pools = [pool for pool in pools if self._chooser.offers(pool, specs)]
         used = self._db.read(lambda session: usage.usage(session, _report_times(pools)))
         return [view(pool, _usage(used, pool), detail) for pool in sorted(pools, key=lambda pool: pool.name)]
+
+    @expose
+    @messaging.expected_exceptions(errors.MigratorError)  # type: ignore[untyped-decorator]
+    def check_pool(self, context: RequestContext, volume_id: str, type_id: str) -> str | None:
+        """Return why the pool that a volume lies on does not do for a type, None: it does and nothing need be moved."""
+        self._await_reports()
+        return self._db.read(lambda session: self._why_not_stay(session, volume_id, type_id))
+
+    @expose
+    @messaging.expected_exceptions(errors.MigratorError)  # type: ignore[untyped-decorator]
+    def plan(self, context: RequestContext, volume_id: str, requested_host: str | None) -> dict[str, Any]:
+        """Choose as for a migration of the volume, and reserve nothing; return what the choice was made of."""
+        self._await_reports()
+        return self._db.read(lambda session: self._told(session, volume_id, requested_host))
 
     @expose
     def create_volume(self, context: RequestContext, volume_id: str) -> None:
@@ -112,7 +138,9 @@ class SchedulerManager:
             row.volume_id,
             f"goes to {row.destination_host}" if row.end is None else f"{row.end}: {row.error_message}",
         )
-        if row.end is None and row.step != states.FIRST_STEP:
+        if row.end is not None:
+            self._migration_news.ended(row)
+        elif row.step != states.FIRST_STEP:
             self._volume.run_migration(context, row.source_host, row.id)
 
     def sweep(self, overdue: timedelta = OVERDUE) -> None:
@@ -131,7 +159,7 @@ class SchedulerManager:
 
     def _claim(self, session: Session, migration_id: str) -> Migration | None:
         """Take a migration that waits for its destination; one that is further on belongs to its source's service."""
-        seen = migrations.get(session, migration_id)
+        seen = migrations.glance(session, migration_id)
         if not migrations.is_at_scheduler(seen):
             return None
         lease, dead = self._conf.migration_lease_seconds, runner.is_dead(seen.owner)
@@ -183,26 +211,67 @@ class SchedulerManager:
 
     def _pick(self, session: Session, migration: Migration) -> Migration:
         volume = volumes.get(session, migration.volume_id)
-        source = BackendName.parse(migration.source_host)
-        known = self._pools.get(source)
-        request = Request(
-            size_gib=migration.size,
-            extra_specs=_extra_specs(session, migration.new_type_id or volume.volume_type_id),
-            availability_zone=None,
-            source=source,
-            source_location=dict(known.location) if known is not None else None,
-            requested=BackendName.parse(migration.requested_host) if migration.requested_host else None,
-            exclude=frozenset(),
-            services=self._services(session),
-            now=clock(session),
-        )
-        choice = self._choose(session, request)
+        type_id = migration.new_type_id or volume.volume_type_id
+        wish = (migration.size, type_id, migration.source_host, migration.requested_host)
+        choice = self._choose(session, self._move(session, volume, *wish))
         values: dict[str, Any] = {"verdicts": [verdict._asdict() for verdict in choice.verdicts[:KEPT_VERDICTS]]}
         if choice.pool is None:
             error = errors.NoValidBackend(reason=choice.reason())
             return self._advance(session, migration, Outcome(Event.FAILED, error=error, values=values))
         values |= {"destination_host": choice.pool.host, "destination_location": dict(choice.pool.location)}
         return self._advance(session, migration, Outcome(Event.DONE, values=values))
+
+    def _move(
+        self, session: Session, volume: Volume, size: int, type_id: str | None, source_host: str, host: str | None
+    ) -> Request:
+        """What a place is sought for when a volume is moved, to ``host`` or, None, to wherever is best."""
+        source = BackendName.parse(source_host)
+        known = self._pools.get(source)
+        return Request(
+            size_gib=size,
+            extra_specs=_extra_specs(session, type_id),
+            # Who names no place did not ask for another zone (LP1883928); who names one may leave it.
+            availability_zone=volume.availability_zone if host is None else None,
+            source=source,
+            source_location=dict(known.location) if known is not None else None,
+            requested=BackendName.parse(host) if host else None,
+            exclude=frozenset(),
+            services=self._services(session),
+            now=clock(session),
+        )
+
+    def _told(self, session: Session, volume_id: str, host: str | None) -> dict[str, Any]:
+        """The choice that a migration of the volume would be, in words and numbers."""
+        volume = volumes.get(session, volume_id)
+        request = self._move(session, volume, volume.size, volume.volume_type_id, volume.host or "", host)
+        candidates = self._candidates(session)
+        choice = self._chooser.choose(candidates, request)
+        return explain.tell(choice, candidates, self._chooser.weighers, request)
+
+    def _why_not_stay(self, session: Session, volume_id: str, type_id: str) -> str | None:
+        """Ask every filter that is not about newcomers; a backend that takes none keeps what it has."""
+        volume = volumes.get(session, volume_id)
+        here = BackendName.parse(volume.host or "")
+        pool = self._pools.get(here)
+        if pool is None:
+            return f"no report of {here} has come from its backend"
+        known = {host: replace(state, disabled=False, frozen=False) for host, state in self._services(session).items()}
+        request = Request(
+            size_gib=0,
+            extra_specs=_extra_specs(session, type_id),
+            availability_zone=volume.availability_zone,
+            source=None,
+            source_location=None,
+            requested=here,
+            exclude=frozenset(),
+            services=known,
+            now=clock(session),
+        )
+        for each in self._chooser.filters:
+            reason = None if each.name in FOR_NEWCOMERS else each.against(pool, NOTHING_USED, request)
+            if reason is not None:
+                return f"{pool.host}: {each.name}: {reason}"
+        return None
 
     def _place(self, session: Session, volume_id: str) -> str | None:
         volume = volumes.find(session, volume_id)
@@ -233,14 +302,18 @@ class SchedulerManager:
     def _choose(self, session: Session, request: Request) -> Choice:
         """Choose, and reserve on the pool chosen; raises ReservationLost."""
         generations = usage.pool_generations(session)  # before the usage: whatever changes later changes it too
-        pools = self._pools.all()
-        used = usage.usage(session, _report_times(pools))
-        choice = self._chooser.choose([(pool, _usage(used, pool)) for pool in pools], request)
+        choice = self._chooser.choose(self._candidates(session), request)
         if choice.pool is not None:
             name = choice.pool.host
             if not usage.reserve(session, name, generations.get(name)):
                 raise ReservationLost
         return choice
+
+    def _candidates(self, session: Session) -> list[tuple[Pool, Usage]]:
+        """Every pool as it was reported last, with what the database says of it."""
+        pools = self._pools.all()
+        used = usage.usage(session, _report_times(pools))
+        return [(pool, _usage(used, pool)) for pool in pools]
 
     def _services(self, session: Session) -> dict[str, ServiceState]:
         found = services.states(session, self._conf.service_down_time, binary=services.VOLUME)

@@ -20,12 +20,11 @@ from migrator.volume.copier import (
     Copier,
     CopyStopped,
     InlineCopier,
-    WorkerCopier,
-    kill_worker,
     never,
     reason_to_stop,
 )
 from migrator.volume.endpoints import MemoryObject
+from migrator.volume.worker_copier import Ends, WorkerCopier, kill_worker
 
 LOG = logging.getLogger(__name__)
 
@@ -41,6 +40,15 @@ class _Place:
     @property
     def is_warm(self) -> bool:
         return self.copier is not None and self.copier.is_alive
+
+    def worth(self, ends: Ends | None) -> tuple[bool, bool, bool]:
+        """Tell how good it is for a job between ``ends``: the greater the better.
+
+        Best is the one that copied there; next, one that has nothing to forget.
+        """
+        if self.copier is None:
+            return (False, False, False)
+        return (self.is_warm, ends is not None and self.copier.has_copied(ends), self.copier.forgets_nothing)
 
     def clear(self) -> None:
         if self.copier is not None:
@@ -70,9 +78,14 @@ class CopierPool:
         threading.Thread(target=self._keep_warm, name="copiers", daemon=True).start()
 
     @contextlib.contextmanager
-    def take(self, timeout: float | None = None, stop: Cancelled = never) -> Iterator[WorkerCopier]:
-        """Hand out a worker; raises CopyStopped, or DriverError if none became free in ``timeout`` seconds."""
-        place = self._wait(timeout, stop)
+    def take(
+        self, timeout: float | None = None, stop: Cancelled = never, ends: Ends | None = None
+    ) -> Iterator[WorkerCopier]:
+        """Hand out a worker; raises CopyStopped, or DriverError if none became free in ``timeout`` seconds.
+
+        Of several free ones, that which copied between ``ends``.
+        """
+        place = self._wait(timeout, stop, ends)
         try:
             yield place.occupy()
         finally:
@@ -88,15 +101,16 @@ class CopierPool:
             place.clear()
         for place in self._places:
             if (copier := place.copier) is not None:  # taken: whoever has it sees its end, and clears up
-                copier.kill()
+                with contextlib.suppress(errors.CopierHangs):
+                    copier.kill()
 
-    def _wait(self, timeout: float | None, stop: Cancelled) -> _Place:
+    def _wait(self, timeout: float | None, stop: Cancelled, ends: Ends | None) -> _Place:
         ticket = object()
         deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
         with self._changed:
             self._waiting.append(ticket)
         try:
-            while (place := self._claim(ticket, min(LOOK_SECONDS, deadline - time.monotonic()))) is None:
+            while (place := self._claim(ticket, min(LOOK_SECONDS, deadline - time.monotonic()), ends)) is None:
                 if reason := reason_to_stop(stop):
                     raise CopyStopped(reason)
                 if time.monotonic() >= deadline:
@@ -107,15 +121,15 @@ class CopierPool:
                 self._waiting.remove(ticket)
                 self._changed.notify_all()
 
-    def _claim(self, ticket: object, seconds: float) -> _Place | None:
-        """Take a free place, a warm one if there is, once all who came before have theirs."""
+    def _claim(self, ticket: object, seconds: float, ends: Ends | None) -> _Place | None:
+        """Take a free place, the best there is, once all who came before have theirs."""
         with self._changed:
             self._changed.wait_for(lambda: self._is_shut or (self._free and self._waiting[0] is ticket), seconds)
             if self._is_shut:
                 raise errors.DriverError(backend=BACKEND, reason="the service is ending")
             if not self._free or self._waiting[0] is not ticket:
                 return None
-            place = next((place for place in self._free if place.is_warm), self._free[0])
+            place = max(self._free, key=lambda place: place.worth(ends))
             self._free.remove(place)
             return place
 
@@ -168,6 +182,9 @@ def open_copier(
 ) -> Iterator[Copier]:
     """Hand out who can copy between two connections; waits for a free worker like ``CopierPool.take``.
 
+    Whoever opens a copier for the verification with the same two objects as for the copy gets, if it is free, the one
+    that copied, which needs to read the destination only.
+
     Raises Unreachable for a connection that leads to another machine or process.
     """
     for end in (source, destination):
@@ -176,8 +193,13 @@ def open_copier(
     if "memory" in (source.kind, destination.kind):
         yield InlineCopier(pool.open_memory)
         return
-    with pool.take(timeout, cancelled) as copier:
-        yield copier
+    ends = (source, destination)
+    with pool.take(timeout, cancelled, ends) as copier:
+        copier.ends = ends
+        try:
+            yield copier
+        finally:
+            copier.ends = None
 
 
 __all__ = ["Copier", "CopierPool", "CopyStopped", "InlineCopier", "WorkerCopier", "kill_worker", "open_copier"]

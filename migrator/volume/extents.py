@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 #: Work is cut at multiples of it. 1 MiB keeps a disk busy with two requests in flight; larger buffers gained nothing.
@@ -28,6 +28,36 @@ class Extent(NamedTuple):
             end = min(self.end, (start // block + 1) * block)
             yield Extent(start, end - start, self.is_data)
             start = end
+
+
+def units(extents: Iterable[Extent], size: Callable[[], int]) -> Iterator[list[Extent]]:
+    """Put neighbouring extents together, so that all data between two multiples of a unit comes at once.
+
+    ``size`` is asked for each unit, in bytes.
+
+    A group has the data of one unit with the holes around it, or a hole alone, of whole units as far as possible and
+    of any length.
+    """
+    group: list[Extent] = []
+    unit = border = 0  # where the unit of the group ends
+    for extent in extents:
+        start = extent.start
+        while start < extent.end:
+            if group and start >= border:
+                yield group
+                group = []
+            if not group:
+                unit = size()
+                border = (start // unit + 1) * unit
+            end = min(extent.end, border)
+            if not extent.is_data and not group and extent.end > border:
+                end = extent.end // unit * unit
+                yield [Extent(start, end - start, False)]
+            else:
+                group.append(Extent(start, end - start, extent.is_data))
+            start = end
+    if group:
+        yield group
 
 
 class Ranges:

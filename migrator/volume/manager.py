@@ -19,19 +19,25 @@ from sqlalchemy.orm import Session
 
 from migrator import errors
 from migrator.backend_name import BackendName
+from migrator.compute.base import Compute
 from migrator.conf import GIB, Conf
 from migrator.context import RequestContext, service_context
-from migrator.db import messages, migrations, volumes
+from migrator.db import attachments, messages, twins, volumes
 from migrator.db.api import Database, now_seconds
 from migrator.db.models import Migration, Snapshot, Volume, utcnow
 from migrator.drivers.base import VolumeDriver
+from migrator.notifications import OFF, Notifications
 from migrator.rpc import VERSION
-from migrator.volume.states import Direction
+from migrator.volume.adoption import Adoption
+from migrator.volume.cleanup import CleanUp
+from migrator.volume.connections import Connections
+from migrator.volume.export_destination import Destinations
+from migrator.volume.exports import Exports
+from migrator.volume.inventory import Inventory
+from migrator.volume.questions import Questions
 
 LOG = logging.getLogger(__name__)
 
-#: A deletion waits this long, in seconds, for a creation of the same object before it is left to that creation's end.
-BUSY_SECONDS = 2.0
 #: What waits for a migration to let go of its volume looks again after this, seconds.
 LOOK_AGAIN_SECONDS = 0.1
 
@@ -66,7 +72,7 @@ class ObjectLocks:
                     self._locks[name] = (lock, users - 1)
 
 
-class VolumeManager:
+class VolumeManager(Destinations, Connections, Adoption, CleanUp, Inventory, Questions):
     """Volumes and snapshots of one backend, and what migrations of others want of it as their destination."""
 
     target = messaging.Target(version=VERSION)
@@ -78,14 +84,22 @@ class VolumeManager:
         driver: VolumeDriver,
         run_migration: Callable[[str], None],
         report: Callable[[], None],
+        compute: Compute | None = None,
+        news: Notifications = OFF,
     ) -> None:
-        """``run_migration`` takes an id to work on soon; ``report`` sends the pools to the schedulers soon."""
+        """``run_migration`` takes an id to work on soon; ``report`` sends the pools to the schedulers soon.
+
+        ``compute`` is told when a volume has grown that servers use; ``news`` what begins and ends.
+        """
+        self._news = news
+        self._compute = compute
         self._conf = conf
         self._db = db
         self._driver = driver
         self._run_migration = run_migration
         self._report = report
         self._locks = ObjectLocks()
+        self._exports = Exports(conf, driver.backend)
         #: Volumes and snapshots that a timer will come back to.
         self._waiting: set[str] = set()
         #: Twins whose removal failed: said once, not at each sweep.
@@ -110,8 +124,9 @@ class VolumeManager:
         with self._locks.hold(self._name(volume)), self._failing(volume, "error", "create"):
             if self._wanted(volume_id, "creating") is None:
                 return
-            self._create(volume)
-            self._settle(volume, "creating", status="available", launched_at=utcnow(), placed_at=now_seconds())
+            with self._news.around("volume.create", volume, {"status": "available"}, failed="error"):
+                self._create(volume)
+                self._settle(volume, "creating", status="available", launched_at=utcnow(), placed_at=now_seconds())
         self._report()
 
     def _create(self, volume: Volume) -> None:
@@ -133,14 +148,21 @@ class VolumeManager:
 
     @expose
     def delete_volume(self, context: RequestContext, volume_id: str) -> None:
-        """Delete a volume ``deleting`` with its snapshots, once no migration works on it."""
+        """Delete a volume ``deleting`` with its snapshots, once no migration works on it; or what a twin names."""
         volume = self._wanted(volume_id, "deleting")
         if volume is None:
+            return
+        if volume.twin_of is not None:
+            self._reap(volume)
             return
         if self._migrating(volume):
             self._after_migration(volume_id, lambda: self.delete_volume(context, volume_id=volume_id))
             return
-        with self._locks.hold(self._name(volume)), self._failing(volume, "error_deleting", "delete"):
+        with (
+            self._locks.hold(self._name(volume)),
+            self._failing(volume, "error_deleting", "delete"),
+            self._news.around("volume.delete", volume, {"status": "deleted"}, failed="error_deleting"),
+        ):
             for snapshot in self._snapshots(volume_id):
                 self._delete_snapshot(volume, snapshot)
             self._driver.delete(_pool(volume), self._name(volume))
@@ -157,10 +179,29 @@ class VolumeManager:
             self._after_migration(volume_id, lambda: self.extend_volume(context, volume_id=volume_id))
             return
         size = volume.wanted_size
-        with self._locks.hold(self._name(volume)), self._failing(volume, "error_extending", "extend"):
+        rest = "in-use" if volume.attach_status == "attached" else "available"
+        with (
+            self._locks.hold(self._name(volume)),
+            self._failing(volume, "error_extending", "extend"),
+            self._news.around("volume.resize", volume, {"size": size, "status": rest}, failed="error_extending"),
+        ):
             self._driver.extend(_pool(volume), self._name(volume), size * GIB)
-            self._settle(volume, "extending", status="available", size=size, wanted_size=None)
+            status = sa.case((volumes.has_attachments(), "in-use"), else_="available")
+            self._settle(volume, "extending", status=status, size=size, wanted_size=None)
         self._report()
+        self._tell_servers(volume_id)
+
+    def _tell_servers(self, volume_id: str) -> None:
+        """Have the servers that use a volume see its new size; one that is not told sees it at its next start."""
+        if self._compute is None:
+            return
+        for row in self._db.read(lambda session: attachments.of_volume(session, volume_id)):
+            if row.instance_uuid is None or row.attach_status != attachments.ATTACHED:
+                continue
+            try:
+                self._compute.extended(row.instance_uuid, volume_id)
+            except errors.MigratorError as error:
+                LOG.warning("Server %s does not know that volume %s has grown: %s", row.instance_uuid, volume_id, error)
 
     @expose
     def create_snapshot(self, context: RequestContext, snapshot_id: str) -> None:
@@ -174,7 +215,8 @@ class VolumeManager:
             return
         with self._locks.hold(self._name(volume)):
             try:
-                self._driver.create_snapshot(_pool(volume), self._name(volume), self._snapshot_name(snapshot_id))
+                with self._news.around("snapshot.create", snapshot, {"status": "available"}, failed="error"):
+                    self._driver.create_snapshot(_pool(volume), self._name(volume), self._snapshot_name(snapshot_id))
             except errors.MigratorError as error:
                 self._snapshot_failed(snapshot, "error", error)
                 return
@@ -193,82 +235,15 @@ class VolumeManager:
             except errors.MigratorError as error:
                 self._snapshot_failed(snapshot, "error_deleting", error)
 
-    # --- as the destination of a migration ---
-
-    @expose
-    @messaging.expected_exceptions(errors.MigratorError)  # type: ignore[untyped-decorator]
-    def create_destination(self, context: RequestContext, migration_id: str) -> None:
-        """Create the twin's object; if the migration gave up meanwhile, remove it again (field.md, hazard b)."""
-        _, known = self._twin(migration_id)
-        with self._locks.hold(self._name(known)):
-            twin = self._twin_wanted(migration_id)
-            self._driver.create(_pool(twin), self._name(twin), twin.size * GIB)
-            try:
-                self._twin_wanted(migration_id)
-            except errors.MigratorError:
-                LOG.warning("Migration %s gave up while its destination was created; removing it", migration_id)
-                self._driver.delete(_pool(twin), self._name(twin))
-                raise
-
-    @expose
-    @messaging.expected_exceptions(errors.MigratorError)  # type: ignore[untyped-decorator]
-    def delete_destination(self, context: RequestContext, migration_id: str) -> bool:
-        """Delete the twin's object; False when it is busy: whoever is busy with it, or the sweep, removes it then."""
-        migration = self._db.read(lambda session: migrations.get(session, migration_id))
-        if migration.direction != Direction.BACK.value:
-            raise errors.Conflict(reason=f"migration {migration_id} does not go back")
-        twin = self._db.read(lambda session: volumes.find(session, migration.destination_volume_id))
-        if twin is None:
-            return True
-        with self._locks.hold(self._name(twin), timeout=BUSY_SECONDS) as free:
-            if free:
-                self._driver.revoke(_pool(twin), self._name(twin))
-                self._driver.delete(_pool(twin), self._name(twin))
-        return free
-
-    @expose
-    @messaging.expected_exceptions(errors.MigratorError)  # type: ignore[untyped-decorator]
-    def export_destination(self, context: RequestContext, migration_id: str) -> dict[str, Any]:
-        """Make the twin's object writable for the copier; returns a Connection."""
-        migration, twin = self._twin(migration_id)
-        if migration.direction != Direction.FORWARD.value or migration.step not in ("copy_data", "verify_copy"):
-            raise errors.Conflict(reason=f"migration {migration_id} is at {migration.step}, nothing is to be written")
-        return self._driver.export(_pool(twin), self._name(twin), writable=True).as_dict()
-
-    @expose
-    @messaging.expected_exceptions(errors.MigratorError)  # type: ignore[untyped-decorator]
-    def revoke_destination(self, context: RequestContext, migration_id: str) -> None:
-        """End every export of the twin's object."""
-        with contextlib.suppress(errors.NotFound):  # no twin, no export
-            _, twin = self._twin(migration_id)
-            self._driver.revoke(_pool(twin), self._name(twin))
-
-    def _twin(self, migration_id: str) -> tuple[Migration, Volume]:
-        """The migration and its twin as they are now; raises NotFound."""
-        query = (
-            sa.select(Migration, Volume)
-            .join(Volume, Volume.id == Migration.destination_volume_id)
-            .where(Migration.id == migration_id, Volume.deleted_at.is_(None))
-        )
-        found = self._db.read(lambda session: session.execute(query).one_or_none())
-        if found is None:
-            raise errors.NotFound(kind="Destination of migration", id=migration_id)
-        return found[0], found[1]
-
-    def _twin_wanted(self, migration_id: str) -> Volume:
-        """The twin, if its migration still wants it created; raises Conflict or NotFound."""
-        migration, twin = self._twin(migration_id)
-        wanted = migration.end is None and (migration.step, migration.direction) == ("create_destination", "forward")
-        if not wanted or migration.cancel_requested or twin.status != "creating":
-            raise errors.Conflict(reason=f"migration {migration_id} no longer wants its destination created")
-        return twin
-
     # --- recovery ---
 
     def sweep(self, service: str) -> None:
         """Do what rows of this backend ask for and no message brought: after a restart, and now and then."""
+        self._exports.sweep(self._db)
+        for twin_id in self._db.read(lambda session: twins.expired(session, service)):
+            self._db.run(lambda session, twin_id=twin_id: twins.give_up_kept(session, twin_id))  # type: ignore[misc]
         context = service_context()
-        handlers = {"creating": self.create_volume, "deleting": self.delete_volume, "extending": self.extend_volume}
+        handlers = {status: getattr(self, handler) for status, handler in _PENDING.items()}
         for volume in self._db.read(lambda session: volumes.living(session, service, _is_pending())):
             if self._locks.busy(self._name(volume)):
                 continue  # somebody is at it, perhaps for long
@@ -283,12 +258,13 @@ class VolumeManager:
     def _reap(self, twin: Volume) -> None:
         """Remove the twin of a migration that ended without it."""
         migration = self._db.read(lambda session: session.get(Migration, twin.migration_id))
-        if migration is not None and migration.end is None:
-            return
+        if migration is not None and migration.end is None and migration.destination_volume_id == twin.id:
+            return  # it removes the twin itself, or has made it anew
         with self._locks.hold(self._name(twin), timeout=0) as free:
             if not free:
                 return
             try:
+                self._exports.revoke(twin.migration_id or "")
                 self._driver.delete(_pool(twin), self._name(twin))
             except errors.MigratorError as error:
                 level = logging.DEBUG if twin.id in self._reported else logging.WARNING
@@ -374,7 +350,8 @@ class VolumeManager:
         return self._db.read(lambda session: list(session.scalars(query)))
 
     def _delete_snapshot(self, volume: Volume, snapshot: Snapshot) -> None:
-        self._driver.delete_snapshot(_pool(volume), self._name(volume), self._snapshot_name(snapshot.id))
+        with self._news.around("snapshot.delete", snapshot, {"status": "deleted"}, failed="error_deleting"):
+            self._driver.delete_snapshot(_pool(volume), self._name(volume), self._snapshot_name(snapshot.id))
         self._set_snapshot(snapshot.id, status="deleted", deleted_at=utcnow())
 
     def _set_snapshot(self, snapshot_id: str, **values: Any) -> None:
@@ -404,9 +381,19 @@ def _pool(volume: Volume) -> str:
     return pool
 
 
+#: A volume's status that asks for something, and which message's handler does it.
+_PENDING = {
+    "creating": "create_volume",
+    "deleting": "delete_volume",
+    "extending": "extend_volume",
+    "managing": "manage_volume",
+    "unmanaging": "unmanage_volume",
+}
+
+
 def _is_pending() -> sa.ColumnElement[bool]:
     return sa.or_(
-        sa.and_(Volume.twin_of.is_(None), Volume.status.in_(["creating", "deleting", "extending"])),
+        sa.and_(Volume.twin_of.is_(None), Volume.status.in_(_PENDING)),
         sa.and_(Volume.twin_of.is_not(None), Volume.status == "deleting"),
     )
 

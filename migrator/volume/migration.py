@@ -7,30 +7,42 @@ never was all succeed.  Intent is in the row before the effect; nothing here dec
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
 from migrator import errors, machine
 from migrator.backend_name import BackendName
+from migrator.compute.base import Compute
 from migrator.conf import Conf
 from migrator.context import service_context
-from migrator.db import migrations, volumes
+from migrator.db import fences, migrations, volumes
 from migrator.db.api import Database
 from migrator.db.migrations import Outcome
 from migrator.db.models import Migration
 from migrator.drivers.base import Capability, Connection, VolumeDriver
 from migrator.rpc import VolumeClient
-from migrator.volume import copiers
+from migrator.volume import copiers, exports
+from migrator.volume.attached import Attached
 from migrator.volume.runner import Function, Interrupted
-from migrator.volume.states import Direction, Event
+from migrator.volume.states import HOST_COPY, Direction, Event
+from migrator.volume.watch import Watch
+
+LOG = logging.getLogger(__name__)
 
 DONE = Outcome(Event.DONE)
 UNDONE = Outcome(Event.UNDONE)
 
-#: A copy looks this often, in seconds, whether it was cancelled; its progress is written as often at most.
-LOOK_SECONDS = 0.5
+#: The rate that is shown is that of so many seconds.
+RATE_SECONDS = 10.0
+#: What the history says of a verification that was not wanted.
+_NOT_READ_BACK = {
+    "inline": "not read back: verify is inline, so the checksum is that of what passed by, if it passed in one go",
+    "none": "not verified: verify is none",
+}
 
 
 def nothing(migration: Migration) -> Outcome:
@@ -47,15 +59,24 @@ class Steps:
     """The steps of migrations whose source is one backend; calls the destination's service for what is done there."""
 
     def __init__(
-        self, conf: Conf, db: Database, driver: VolumeDriver, volume_client: VolumeClient, pool: copiers.CopierPool
+        self,
+        conf: Conf,
+        db: Database,
+        driver: VolumeDriver,
+        volume_client: VolumeClient,
+        pool: copiers.CopierPool,
+        compute: Compute | None = None,
     ) -> None:
         self._conf = conf
         self._db = db
         self._driver = driver
         self._peer = volume_client
         self._copiers = pool
-        #: Both ends of the copies under way, from copy_data to disconnect.
+        self._attached = Attached(conf, db, compute)
+        #: Both ends of the copies under way, from copy_data to disconnect, by the twin's id: a retry has another.
         self._connections: dict[str, tuple[Connection, Connection]] = {}
+        #: What the creation of a destination answered, until its copy begins.
+        self._exports: dict[str, Connection] = {}
         #: Given by the runner: set when the service ends.
         self.stopping = threading.Event()
 
@@ -67,6 +88,7 @@ class Steps:
             "verify_copy": self.verify_copy,
             "disconnect": self.disconnect,
             "assisted_move": self.assisted_move,
+            "swap_by_compute": self._attached.swap,
             "switch_volume": committed_by_advance,
             "record_move": committed_by_advance,
             "delete_source": self.delete_source,
@@ -78,6 +100,7 @@ class Steps:
             "verify_copy": nothing,
             "disconnect": nothing,
             "assisted_move": self.take_back_move,
+            "swap_by_compute": self._attached.take_back,
             "switch_volume": nothing,  # it was not committed
             "record_move": nothing,
         }
@@ -87,8 +110,11 @@ class Steps:
     # --- host copy ---
 
     def create_destination(self, migration: Migration) -> Outcome:
-        """Have the destination's service create the twin's object."""
-        self._peer.create_destination(service_context(), _destination(migration), migration.id)
+        """Have the destination's service create the twin's object; for a copy it answers with the export."""
+        here = machine.boot_id()
+        made = self._peer.create_destination(service_context(), _destination(migration), migration.id, here)
+        if made:
+            self._exports[migration.destination_volume_id] = Connection.from_dict(made)
         return DONE
 
     def delete_destination(self, migration: Migration) -> Outcome:
@@ -97,6 +123,7 @@ class Steps:
         The twin's row stays until then and names it, so nothing is forgotten and no migration waits for a backend
         that is busy, dead or gone.
         """
+        self._exports.pop(migration.destination_volume_id, None)
         try:
             gone = self._peer.delete_destination(service_context(), _destination(migration), migration.id)
         except errors.ServiceUnavailable as error:
@@ -114,38 +141,26 @@ class Steps:
             self._peer.revoke_destination(service_context(), _destination(migration), migration.id)
         source, destination = self._connect(migration)
         done = self._db.read(lambda session: migrations.copied(session, migration.id))
-        allocated = self._driver.allocated(*self._source(migration))
-        options = {"checkpoint_seconds": self._conf.copy_checkpoint_seconds}
-        written, recorded = 0, sum(length for _, length in done)
-
-        def on_event(event: dict[str, Any]) -> None:
-            nonlocal written, recorded
-            written = event["bytes_written"]
-            if event["event"] == "started" or event["bytes_done"] >= source.size:
-                return  # all of it: the end of the step says so a moment later
-            values = {"bytes_done": event["bytes_done"], "rate": event.get("rate"), "bytes_allocated": allocated}
-            ranges = event["ranges"] if event["event"] == "checkpoint" else None
-            flushed = sum(length for _, length in ranges or ())
-            if flushed > recorded:
-                # A copy that gets on has not used up its attempts: only one that never does shall end.  What was
-                # written and not flushed counts for nothing: it is written again after each crash.
-                values["attempts"], recorded = 1, flushed
-            self._db.run(lambda session: migrations.progress(session, migration, ranges, **values))
-
+        watch = self._watch(migration)
+        record = _CopyRecord(watch, source.size, done, self._driver.allocated(*self._source(migration)))
+        options = {
+            "checkpoint_seconds": self._conf.copy_checkpoint_seconds,
+            "bytes_per_second": watch.rate,
+            "hash": migration.verify != "none",
+        }
         try:
-            with self._writer(migration, source, destination) as copier:
-                copier.copy(
-                    source.as_dict(), destination.as_dict(), done, options, on_event, self._cancelled(migration)
-                )
-        except copiers.CopyStopped:
-            return self._stopped()
-        values = {"bytes_done": source.size, "bytes_allocated": allocated, "rate": None, "worker": None}
-        return Outcome(Event.DONE, bytes=written, values=values)
+            with self._writer(migration, watch, source, destination) as copier:
+                watch.limit(copier, watch.rate)
+                result = copier.copy(source.as_dict(), destination.as_dict(), done, options, record, watch.stop)
+        except copiers.CopyStopped as stopped:
+            return self._stopped(migration, stopped)
+        values = record.end(result) | {"rate": None, "worker": None, "stalled_since": None}
+        return Outcome(Event.DONE, bytes=result["bytes_written"], values=values)
 
     def stop_copy(self, migration: Migration) -> Outcome:
         """Make sure that no copier writes any more, then end the export."""
         self._fence(migration)
-        self._connections.pop(migration.id, None)
+        self._connections.pop(migration.destination_volume_id, None)
         self._driver.revoke(*self._source(migration))
         try:
             self._peer.revoke_destination(service_context(), _destination(migration), migration.id)
@@ -155,20 +170,34 @@ class Steps:
         return Outcome(Event.UNDONE, values={"worker": None})
 
     def verify_copy(self, migration: Migration) -> Outcome:
-        """Compare both ends byte by byte, past the cache."""
+        """Read the destination back, past the cache, and compare; or say why that is left out."""
+        if migration.verify != "readback":
+            return Outcome(Event.DONE, _NOT_READ_BACK[migration.verify])
         self._fence(migration)
         source, destination = self._connected(migration)
+        if destination.kind == "nbd":  # a copier gets past the caches of its own machine only
+            self._peer.uncache_destination(service_context(), _destination(migration), migration.id)
+        watch = self._watch(migration)
+
+        def record(event: dict[str, Any]) -> None:
+            if watch.is_due:
+                values = {"bytes_verified": event["bytes_done"], "rate": event.get("rate")}
+                watch.record(**values, **watch.stalled(event))
+
         try:
-            with self._reader(migration, source, destination) as copier:
-                checksum = copier.verify(source.as_dict(), destination.as_dict(), self._cancelled(migration))
-        except copiers.CopyStopped:
-            return self._stopped()
-        return Outcome(Event.DONE, bytes=source.size, values={"checksum": checksum})
+            with self._reader(watch, source, destination) as copier:
+                watch.limit(copier, watch.rate)
+                options = {"bytes_per_second": watch.rate}
+                checksum = copier.verify(source.as_dict(), destination.as_dict(), watch.stop, options, record)
+        except copiers.CopyStopped as stopped:
+            return self._stopped(migration, stopped)
+        values = {"checksum": checksum, "bytes_verified": source.size, "rate": None, "stalled_since": None}
+        return Outcome(Event.DONE, bytes=source.size, values=values)
 
     def disconnect(self, migration: Migration) -> Outcome:
         """Fence off any late writer: kill a copier that is recorded, and end the export at the destination."""
         self._fence(migration)
-        self._connections.pop(migration.id, None)
+        self._connections.pop(migration.destination_volume_id, None)
         self._driver.revoke(*self._source(migration))
         self._peer.revoke_destination(service_context(), _destination(migration), migration.id)
         return Outcome(Event.DONE, values={"worker": None})
@@ -184,12 +213,16 @@ class Steps:
             if migration.attempts > 1 and Capability.ASSIST in self._driver.capabilities:
                 self._driver.unmove(pool, name, location)  # an attempt that never reported may have moved it
             return Outcome(Event.NOT_MOVED, answer[1])
+        watch = self._watch(migration)
         try:
-            self._driver.move(pool, name, location, lambda done, total: self._progress(migration, done))
+            self._driver.move(pool, name, location, _MoveRecord(watch))
+        except copiers.CopyStopped as stopped:
+            return self._stopped(migration, stopped)
         except errors.DriverError as error:
             self._driver.unmove(pool, name, location)
             return Outcome(Event.NOT_MOVED, f"the backend could not: {error}")
-        return Outcome(Event.DONE, answer[1], bytes=0, values={"bytes_done": migration.bytes_total})
+        values = {"bytes_done": migration.bytes_total, "rate": None}
+        return Outcome(Event.DONE, answer[1], bytes=0, values=values)
 
     def take_back_move(self, migration: Migration) -> Outcome:
         """Remove what an assisted move made at the destination."""
@@ -210,6 +243,9 @@ class Steps:
         volume = self._db.read(lambda session: volumes.get(session, migration.volume_id, deleted=True))
         if (volume.host, volume.object_id) == (migration.source_host, migration.source_object_id):
             raise errors.VolumeChanged(volume_id=volume.id)  # never the place that the volume lives at
+        if migration.keep_source_seconds and migration.plan == HOST_COPY.name:
+            values = {"keep_source_until": self._db.now() + migration.keep_source_seconds}
+            return Outcome(Event.DONE, f"kept for {migration.keep_source_seconds} s", values=values)
         self._driver.delete(*self._source(migration))
         return DONE
 
@@ -223,73 +259,155 @@ class Steps:
         return _pool(migration.source_host), self._name(migration.source_object_id)
 
     def _connect(self, migration: Migration) -> tuple[Connection, Connection]:
-        """Both ends, exported; raises Unreachable when the destination lies on another machine."""
+        """Both ends, exported; raises Unreachable when this machine has no way to the destination."""
         source = self._driver.export(*self._source(migration), writable=False)
-        exported = self._peer.export_destination(service_context(), _destination(migration), migration.id)
-        destination = Connection.from_dict(exported)
+        destination = self._exports.pop(migration.destination_volume_id, None)
+        if destination is None or migration.attempts > 1:
+            here = machine.boot_id()
+            exported = self._peer.export_destination(service_context(), _destination(migration), migration.id, here)
+            destination = Connection.from_dict(exported)
         if destination.machine != machine.boot_id():
             raise errors.Unreachable(
                 what=f"{destination.kind} export of {migration.destination_host}", reason="it is on another machine"
             )
-        self._connections[migration.id] = source, destination
+        destination = exports.accepted(self._conf, destination)
+        self._connections[migration.destination_volume_id] = source, destination
         return source, destination
 
     def _connected(self, migration: Migration) -> tuple[Connection, Connection]:
         """The ends that copy_data used a moment ago, or anew after an interruption."""
-        known = self._connections.get(migration.id)
+        known = self._connections.get(migration.destination_volume_id)
         return known if known is not None and migration.attempts == 1 else self._connect(migration)
 
     def _reader(
-        self, migration: Migration, source: Connection, destination: Connection
+        self, watch: Watch, source: Connection, destination: Connection
     ) -> contextlib.AbstractContextManager[copiers.Copier]:
         """A copier for a job that only reads."""
-        return copiers.open_copier(self._copiers, source, destination, self._cancelled(migration))
+        return copiers.open_copier(self._copiers, source, destination, watch.stop)
 
     @contextlib.contextmanager
-    def _writer(self, migration: Migration, source: Connection, destination: Connection) -> Iterator[copiers.Copier]:
+    def _writer(
+        self, migration: Migration, watch: Watch, source: Connection, destination: Connection
+    ) -> Iterator[copiers.Copier]:
         """A copier that may write: recorded in the row before its first byte, taken out again when its job failed.
 
-        A job that ended in any way has closed both ends.  A row that is no longer ours is left as it is: its new
-        owner kills what it finds recorded there.
+        A job that ended in any way has closed both ends, unless its process hangs in a device: then that stays
+        recorded.  A row that is no longer ours is left as it is: its new owner kills what it finds recorded there.
         """
-        with copiers.open_copier(self._copiers, source, destination, self._cancelled(migration)) as copier:
+        with copiers.open_copier(self._copiers, source, destination, watch.stop) as copier:
             if copier.identity is not None:
-                self._db.run(lambda session: migrations.hold(session, migration, worker=copier.identity))
+                worker = copier.identity
+                if destination.kind == "nbd":  # tells the destination's service that it can shut it out
+                    worker = worker | {"writes_by": "nbd"}
+                self._db.run(lambda session: migrations.hold(session, migration, worker=worker))
             try:
                 yield copier
             except (errors.MigratorError, copiers.CopyStopped) as error:
-                if not isinstance(error, errors.LostOwnership):
+                if not isinstance(error, (errors.LostOwnership, errors.CopierHangs)):
                     self._db.run(lambda session: migrations.hold(session, migration, worker=None))
                 raise
 
-    @staticmethod
-    def _fence(migration: Migration) -> None:
-        """Kill the copier that an earlier owner left, and wait until it is gone."""
-        if migration.worker is not None:
-            copiers.kill_worker(migration.worker)
+    def _fence(self, migration: Migration) -> None:
+        """Make sure that the copier which an earlier owner left writes nothing any more.
 
-    def _cancelled(self, migration: Migration) -> Callable[[], bool]:
-        """A question for a copy to ask often; it looks into the database twice a second."""
-        last = time.monotonic()
+        On this machine it is killed; one of another machine is cut off by the destination's service.  Where neither is
+        possible the migration waits, without using up its attempts: going on would have two write, and going back
+        would give up a place that is still written to.
+        """
+        worker = migration.worker
+        if worker is None or copiers.kill_worker(worker) or self._cut_off(migration):
+            return
+        error = errors.NotFenced(
+            pid=worker["pid"],
+            machine=worker.get("host") or "another machine",
+            service=_destination(migration),
+            migration_id=migration.id,
+        )
+        LOG.warning("Migration %s waits at %s: %s", migration.id, migration.step, error)
+        now = self._db.now()
+        self._db.run(lambda session: fences.wait(session, migration, now, error.message))
+        raise Interrupted(error.message)
 
-        def ask() -> bool:
-            nonlocal last
-            if self.stopping.is_set():
-                return True
-            if time.monotonic() - last < LOOK_SECONDS:
-                return False
-            last = time.monotonic()
-            return self._db.read(lambda session: migrations.is_cancelled(session, migration))
+    def _cut_off(self, migration: Migration) -> bool:
+        """Have the destination's service end its exports; tell whether that stops a copier of another machine."""
+        try:
+            return self._peer.revoke_destination(service_context(), _destination(migration), migration.id)
+        except errors.MigratorError as error:
+            LOG.warning("Migration %s: the export of its destination is not ended: %s", migration.id, error)
+            return False
 
-        return ask
+    def _watch(self, migration: Migration) -> Watch:
+        usual_rate = self._driver.options.volume_copy_bps_limit or None
+        return Watch(self._db, migration, self.stopping, usual_rate)
 
-    def _stopped(self) -> Outcome:
+    def _stopped(self, migration: Migration, stopped: copiers.CopyStopped) -> Outcome:
+        """What becomes of a step that stopped half way: it goes back if cancelled, and later goes on if paused."""
         if self.stopping.is_set():
             raise Interrupted
+        if stopped.reason == "pause":
+            self._withdraw(migration)
+            raise Interrupted(migrations.PAUSED)
         return Outcome(Event.FAILED, "cancelled on request")
 
-    def _progress(self, migration: Migration, done: int) -> None:
-        self._db.run(lambda session: migrations.hold(session, migration, bytes_done=done))
+    def _withdraw(self, migration: Migration) -> None:
+        """End both exports while a migration rests, so that nothing can be written, and both ends may be serviced."""
+        self._connections.pop(migration.destination_volume_id, None)
+        try:
+            self._driver.revoke(*self._source(migration))
+            self._peer.revoke_destination(service_context(), _destination(migration), migration.id)
+        except (errors.DriverError, errors.ServiceUnavailable) as error:
+            LOG.warning("Migration %s rests with an export that could not be ended: %s", migration.id, error)
+
+
+class _CopyRecord:
+    """Writes down what a copier reports of its copy."""
+
+    def __init__(self, watch: Watch, size: int, done: list[list[int]], allocated: int) -> None:
+        self._watch = watch
+        self._size = size
+        self._allocated = allocated
+        self._before = self._flushed = sum(length for _, length in done)
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if event["event"] == "started" or event["bytes_done"] >= self._size:
+            return  # all of it: the end of the step says so a moment later
+        values = self._columns(event["bytes_done"]) | {"rate": event.get("rate")} | self._watch.stalled(event)
+        ranges = event["ranges"] if event["event"] == "checkpoint" else None
+        flushed = sum(length for _, length in ranges or ())
+        if flushed > self._flushed:
+            # A copy that gets on has not used up its attempts: only one that never does shall end.  What was
+            # written and not flushed counts for nothing: it is written again after each crash.
+            values["attempts"], self._flushed = 1, flushed
+        self._watch.record(ranges, **values)
+
+    def end(self, result: dict[str, Any]) -> dict[str, Any]:
+        """Columns of a copy that is complete."""
+        checksum = result.get("checksum")
+        return self._columns(self._size) | ({"checksum": checksum} if checksum else {})
+
+    def _columns(self, done: int) -> dict[str, Any]:
+        return {"bytes_done": done, "bytes_allocated": self._allocated, **self._watch.moved(done - self._before)}
+
+
+class _MoveRecord:
+    """Writes down what a driver reports of an assisted move, and ends the move when it is cancelled."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+        self._seen: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._watch.stop() == "cancel":  # a pause waits for the end of the step
+            raise copiers.CopyStopped("cancel")
+        if not self._watch.is_due:
+            return
+        now = time.monotonic()
+        self._seen.append((now, done))
+        while len(self._seen) > 2 and self._seen[1][0] < now - RATE_SECONDS:
+            self._seen.popleft()
+        since, before = self._seen[0]
+        rate = max(0, done - before) / max(now - since, 0.001)
+        self._watch.record(bytes_done=done, rate=rate, **self._watch.moved(done))
 
 
 def _deferred(why: str) -> Outcome:

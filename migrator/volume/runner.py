@@ -48,14 +48,17 @@ def is_dead(owner: str | None) -> bool:
 
 
 class Interrupted(Exception):
-    """The service is ending: the step stopped where it was, and whoever comes next goes on from there."""
+    """The step stopped where it was, because its service ends or it was paused; whoever comes next goes on there."""
+
+    def __init__(self, why: str = "its service ended") -> None:
+        super().__init__(why)
 
 
 def claim(db: Database, migration_id: str, owner: str, lease_seconds: float) -> Migration | None:
     """Take the migration for ``owner``; None when it is not to be had. Raises NotFound."""
 
     def work(session: Session) -> Migration | None:
-        seen = migrations.get(session, migration_id)
+        seen = migrations.glance(session, migration_id)
         took = migrations.claim(session, seen, owner, lease_seconds, owner_is_dead=is_dead(seen.owner))
         return migrations.get(session, migration_id) if took else None
 
@@ -66,6 +69,13 @@ def unowned(db: Database, *expected: sa.ColumnElement[bool]) -> list[Migration]:
     """Due migrations that nobody works on: free, out of lease, or of a process that is gone."""
     rows, now = db.read(lambda session: (migrations.waiting(session, *expected), clock(session)))
     return [row for row in rows if row.owner is None or row.lease_until < now or is_dead(row.owner)]
+
+
+def _is_beginning(row: Migration) -> bool:
+    """Tell whether this is the first attempt of the first step behind the scheduler's."""
+    at = migrations.position(row)
+    first = states.PLANS[at.plan].steps[1].name
+    return row.attempts == 1 and at.step == first and at.direction is Direction.FORWARD
 
 
 @dataclass(frozen=True)
@@ -89,14 +99,19 @@ class Runner:
         mine: Callable[[], sa.ColumnElement[bool]],
         settings: Settings,
         handed_over: Callable[[Migration], None] = lambda migration: None,
+        began: Callable[[Migration], None] = lambda migration: None,
     ) -> None:
-        """``mine`` says which rows the sweep looks for; ``handed_over`` is told of rows that others go on with."""
+        """``mine`` says which rows the sweep looks for; ``handed_over`` is told of rows that others go on with.
+
+        ``began`` is told of migrations whose first step here begins.
+        """
         self.owner = new_owner()
         self._db = db
         self._functions = functions
         self._mine = mine
         self._settings = settings
         self._handed_over = handed_over
+        self._began = began
         self._pool = ThreadPoolExecutor(settings.parallel, thread_name_prefix="migration")
         self._lock = threading.Lock()
         self._active: set[str] = set()
@@ -119,6 +134,11 @@ class Runner:
         self.stopping.set()
         self._wake.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def active(self) -> list[str]:
+        """Migrations that are worked on, or about to be."""
+        with self._lock:
+            return list(self._active)
 
     def submit(self, migration_id: str) -> None:
         """Work on a migration soon, unless this runner does already."""
@@ -154,17 +174,19 @@ class Runner:
     def run(self, migration_id: str) -> None:
         """Claim the migration and do its steps until it is over or no longer ours."""
         row = claim(self._db, migration_id, self.owner, self._settings.lease_seconds)
+        if row is not None and _is_beginning(row):
+            self._began(row)
         while row is not None:
             try:
                 outcome = self._attempt(row)
-            except Interrupted:
-                self._release(row)
+            except Interrupted as interrupted:
+                self._release(row, str(interrupted))
                 return
             row = self._settle(self._advance(row, outcome))
 
-    def _release(self, row: Migration) -> None:
+    def _release(self, row: Migration, why: str) -> None:
         """Give back a row that was interrupted; the attempt does not count."""
-        self._db.run(lambda session: migrations.release(session, row))
+        self._db.run(lambda session: migrations.release(session, row, why))
 
     def _attempt(self, row: Migration) -> Outcome:
         """Run the function of the row's step, and make of every failure an outcome."""
@@ -219,7 +241,7 @@ class Runner:
             return None
         if row.owner == self.owner:
             return row
-        if row.attempts:  # to be tried again
+        if row.attempts or row.not_before:  # to be tried or looked at again
             with self._lock:
                 self._due.append(time.monotonic() + max(0.0, row.not_before - self._db.now()))
             self._wake.set()

@@ -31,6 +31,10 @@ class Event(StrEnum):
     FAILED = "failed"
     #: The assisted move ended cleanly without having moved anything.
     NOT_MOVED = "not_moved"
+    #: It is somebody else's turn: the lease is given back until an event or the next look.
+    WAITING = "waiting"
+    #: Going back has found that the server lives at the destination already: only forward is left.
+    SWAPPED = "swapped"
 
 
 class End(StrEnum):
@@ -60,7 +64,8 @@ class Step:
     """One step of a plan.
 
     ``undo`` says what taking it back does (None: nothing to take back).  ``forever`` marks a step that is retried
-    until done, because the volume is already safe at its new place.
+    until done, because the volume is already safe at its new place.  ``waits`` marks a step, in both directions, whose
+    work is done by somebody who reports later.
     """
 
     name: str
@@ -68,6 +73,7 @@ class Step:
     shown: Shown
     undo: str | None = None
     forever: bool = False
+    waits: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,9 @@ CREATE_DESTINATION = Step("create_destination", Place.DESTINATION, Shown.MIGRATI
 COPY_DATA = Step("copy_data", Place.SOURCE, Shown.MIGRATING, undo="stop the copier and revoke the export")
 VERIFY_COPY = Step("verify_copy", Place.SOURCE, Shown.MIGRATING)
 DISCONNECT = Step("disconnect", Place.DESTINATION, Shown.MIGRATING)
-SWAP_BY_COMPUTE = Step("swap_by_compute", Place.SOURCE, Shown.MIGRATING, undo="ask the compute service to let go")
+SWAP_BY_COMPUTE = Step(
+    "swap_by_compute", Place.SOURCE, Shown.MIGRATING, undo="wait until the compute service let go", waits=True
+)
 ASSISTED_MOVE = Step("assisted_move", Place.SOURCE, Shown.MIGRATING, undo="take back what the backend moved")
 SWITCH_VOLUME = Step("switch_volume", Place.SOURCE, Shown.COMPLETING)
 RECORD_MOVE = Step("record_move", Place.SOURCE, Shown.COMPLETING)
@@ -157,6 +165,10 @@ def advance(at: Position, event: Event, verdict: Verdict = Verdict()) -> Positio
             if verdict.cancelled:
                 return _back(plan, index - 1, verdict)
             return Position(HOST_COPY.name, CREATE_DESTINATION.name, Direction.FORWARD)
+        case Event.WAITING, _ if plan.step(at.step).waits:
+            return at
+        case Event.SWAPPED, Direction.BACK if at.step == SWAP_BY_COMPUTE.name:
+            return _forward(plan, index + 1)
         case Event.FAILED, _:
             return _failed(at, plan, verdict)
     raise ValueError(f"{event} means nothing at {at.step} going {at.direction}")
@@ -187,10 +199,83 @@ def _failed(at: Position, plan: Plan, verdict: Verdict) -> Position:
     return Position(at.plan, at.step, at.direction, End.STUCK)
 
 
+# --- orders ----------------------------------------------------------------------------------------------------------
+
+
+class Order(StrEnum):
+    """What somebody may ask of a migration; the words are those of the API."""
+
+    CANCEL = "cancel"
+    #: A copy stops at once, any other step at its end; nobody claims the row until it is resumed.
+    PAUSE = "pause"
+    RESUME = "resume"
+    #: Begin again after a failure or a cancel; when stuck, try to take it back once more.
+    RETRY = "retry"
+    SET_RATE = "set_rate"
+    #: Put the volume back on the source that was kept.
+    UNDO = "undo"
+
+
+class Stage(StrEnum):
+    """Where a migration stands as far as orders go."""
+
+    BEFORE_LINE = "before the point of no return"
+    GOING_BACK = "going back"
+    BEHIND_LINE = "past the point of no return"
+    MOVED = "ended success"
+    TAKEN_BACK = "ended error or cancelled"
+    STUCK = "stuck"
+
+
+#: Which orders are honoured where; resume moreover asks for a pause, and undo for a source that was kept.
+ORDERS: dict[Stage, frozenset[Order]] = {
+    Stage.BEFORE_LINE: frozenset({Order.CANCEL, Order.PAUSE, Order.RESUME, Order.SET_RATE}),
+    Stage.GOING_BACK: frozenset({Order.CANCEL, Order.SET_RATE}),
+    Stage.BEHIND_LINE: frozenset({Order.SET_RATE}),
+    Stage.MOVED: frozenset({Order.UNDO}),
+    Stage.TAKEN_BACK: frozenset({Order.RETRY}),
+    Stage.STUCK: frozenset({Order.RETRY}),
+}
+
+_STAGE_AT_END: dict[End, Stage] = {
+    End.SUCCESS: Stage.MOVED,
+    End.ERROR: Stage.TAKEN_BACK,
+    End.CANCELLED: Stage.TAKEN_BACK,
+    End.STUCK: Stage.STUCK,
+}
+
+
+def stage(at: Position) -> Stage:
+    """Return where a migration stands as far as orders go."""
+    if at.end is not None:
+        return _STAGE_AT_END[at.end]
+    if PLANS[at.plan].behind_line(at.step):
+        return Stage.BEHIND_LINE
+    return Stage.BEFORE_LINE if at.direction is Direction.FORWARD else Stage.GOING_BACK
+
+
+def may(order: Order, at: Position) -> bool:
+    """Tell whether an order is honoured where a migration stands."""
+    return order in ORDERS[stage(at)]
+
+
 def may_cancel(at: Position) -> bool:
     """Tell whether a cancel can still be honoured: before the line, and not over."""
-    return at.end is None and not PLANS[at.plan].behind_line(at.step)
+    return may(Order.CANCEL, at)
 
+
+def commits(at: Position) -> bool:
+    """Tell whether the step, once done, crosses the line: a pause that came meanwhile keeps it from being done."""
+    plan = PLANS[at.plan]
+    return at.end is None and at.direction is Direction.FORWARD and plan.index(at.step) == plan.line - 1
+
+
+def first_plan(force_host_copy: bool) -> Plan:
+    """Return the plan that the migration of a volume not in use begins with: the backend is asked, unless forbidden."""
+    return HOST_COPY if force_host_copy else ASSISTED
+
+
+# --- what is shown ---------------------------------------------------------------------------------------------------
 
 #: ``migration_status`` of a volume by how its last migration ended.
 SHOWN_AT_END: dict[End, Shown] = {

@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from oslo_messaging.rpc import expose
 
 from migrator import conf as config
-from migrator import rpc
+from migrator import errors, rpc
 from migrator.api import app
 from migrator.context import RequestContext
 from migrator.db import api as db_api
@@ -64,7 +64,7 @@ class Api:
     def __init__(self, directory: Path, sections: str = "", **options: Any) -> None:
         settings = {
             "auth_strategy": "noauth",
-            "transport_url": "fake://",
+            "transport_url": "local://",
             "control_exchange": f"exchange-{next(_exchanges)}",
             "state_path": str(directory),
             "storage_availability_zone": "nova",
@@ -245,6 +245,11 @@ class Peers:
 
     heard: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
     pools: list[dict[str, Any]] = field(default_factory=list)
+    #: What initialize_connection raises, and what is done before it answers.
+    refusal: errors.MigratorError | None = None
+    meanwhile: Callable[[], Any] = lambda: None
+    #: What check_pool answers.
+    against_staying: str | None = None
     servers: list[Any] = field(default_factory=list)
     _news: threading.Condition = field(default_factory=threading.Condition)
 
@@ -263,10 +268,9 @@ class Peers:
                 self._news.wait(left)
 
     def stop(self) -> None:
+        """Hear nothing more; the idle threads of the servers end by themselves a second later."""
         for server in self.servers:
             server.stop()
-        for server in self.servers:
-            server.wait()
 
 
 class _Scheduler:
@@ -284,9 +288,15 @@ class _Scheduler:
         self._peers.note("scheduler", "migrate", values)
 
     @expose
-    def get_pools(self, context: RequestContext, detail: bool) -> list[dict[str, Any]]:
+    def check_pool(self, context: RequestContext, **values: Any) -> str | None:
+        self._peers.note("scheduler", "check_pool", values)
+        return self._peers.against_staying
+
+    @expose
+    def get_pools(self, context: RequestContext, detail: bool, type_id: str | None = None) -> list[dict[str, Any]]:
         self._peers.note("scheduler", "get_pools", {"detail": detail})
-        return self._peers.pools if detail else [{"name": pool["name"]} for pool in self._peers.pools]
+        offered = [pool for pool in self._peers.pools if type_id is None or type_id in pool.get("types", ())]
+        return offered if detail else [{"name": pool["name"]} for pool in offered]
 
 
 class _Volume:
@@ -319,6 +329,24 @@ class _Volume:
     @expose
     def run_migration(self, context: RequestContext, **values: Any) -> None:
         self._peers.note(self._host, "run_migration", values)
+
+    @expose
+    def clean_up(self, context: RequestContext, **values: Any) -> None:
+        self._peers.note(self._host, "clean_up", values)
+
+    @expose
+    @messaging.expected_exceptions(errors.MigratorError)  # type: ignore[untyped-decorator]
+    def initialize_connection(self, context: RequestContext, **values: Any) -> dict[str, Any]:
+        self._peers.note(self._host, "initialize_connection", values)
+        self._peers.meanwhile()
+        if self._peers.refusal is not None:
+            raise self._peers.refusal
+        data = {"device_path": f"/srv/volume-{values['volume_id']}", "auth_password": "s3cret"}
+        return {"driver_volume_type": "gpfs", "data": data}
+
+    @expose
+    def terminate_connection(self, context: RequestContext, **values: Any) -> None:
+        self._peers.note(self._host, "terminate_connection", values)
 
 
 @pytest.fixture(scope="session")

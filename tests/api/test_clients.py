@@ -151,3 +151,51 @@ def test_an_adapter_finds_our_own_resource(api: Api, url: str) -> None:
     migration_id = api.make_migration(api.make_volume())
     assert client.get(f"/migrations/{migration_id}").json()["migration"]["status"] == "queued"
     assert client.post(f"/migrations/{migration_id}/action", json={"cancel": {}}).status_code == 202
+
+
+def test_cinderclient_attaches_by_both_flows_and_retypes(api: Api, url: str) -> None:
+    client = cinder.Client("3.71", session=_session(url, "/v3/demo"), endpoint_override=f"{url}/v3/demo")
+    connector = {"host": "compute1", "ip": "127.0.0.1", "mountpoint": "/dev/vdb"}
+    volume_id, server = api.make_volume(), "5c1f2cf6-0000-4000-8000-000000000001"
+    made = client.attachments.create(volume_id, connector, server, mode="rw")
+    assert made["connection_info"]["access_mode"] == "rw"
+    client.attachments.complete(made["connection_info"]["attachment_id"])
+    (shown,) = client.attachments.list(search_opts={"volume_id": volume_id})
+    assert (shown.status, client.attachments.show(shown.id).instance) == ("attached", server)
+    assert client.volumes.get(volume_id).status == "in-use"
+    client.attachments.delete(shown.id)
+    volume = client.volumes.get(volume_id)
+    assert volume.status == "available"
+
+    client.volumes.reserve(volume)
+    assert client.volumes.initialize_connection(volume, connector)["driver_volume_type"] == "gpfs"
+    client.volumes.attach(volume, server, "/dev/vdb", mode="rw")
+    assert client.volumes.get(volume_id).attachments[0]["server_id"] == server
+    client.volumes.extend(volume, 2)
+    assert client.volumes.get(volume_id).status == "extending"
+    client.volumes.reset_state(volume, "in-use")
+    client.volumes.begin_detaching(volume)
+    client.volumes.terminate_connection(volume, connector)
+    client.volumes.detach(volume)
+    client.volumes.set_bootable(volume, True)
+    client.volumes.update_readonly_flag(volume, True)
+    client.volumes.set_image_metadata(volume, {"os": "debian"})
+    client.volumes.retype(volume, client.volume_types.create("fast").name, "on-demand")
+    now = client.volumes.get(volume_id)
+    assert (now.status, now.bootable, now.volume_type) == ("available", "true", "fast")
+    assert now.volume_image_metadata == {"os": "debian"}
+    client.volumes.force_delete(volume)
+    assert client.volumes.get(volume_id).status == "deleting"
+
+
+def test_openstacksdk_attaches_and_retypes(api: Api, cloud: Any) -> None:
+    volume_id = api.make_volume()
+    connector = {"host": "compute1", "ip": "127.0.0.1"}
+    made = cloud.create_attachment(volume_id, connector=connector, instance_id=None)
+    assert [row.id for row in cloud.attachments()] == [made.id]
+    cloud.complete_attachment(made.id)
+    assert cloud.get_volume(volume_id).status == "in-use"
+    cloud.delete_attachment(made.id)
+    kind = cloud.create_type(name="fast")
+    cloud.retype_volume(volume_id, kind.name, migration_policy="never")
+    assert cloud.get_volume(volume_id).volume_type == "fast"

@@ -139,6 +139,28 @@ def test_who_asked_is_kept_in_the_migration(api: Api) -> None:
     assert (asked_by["user_id"], asked_by["project_id"]) == ("olga", "p-admin")
 
 
+def test_a_server_keeps_what_it_has_connected_until_the_compute_service_lets_go(api: Api) -> None:
+    """LP2004555: a user's own detach left the device with the server, where another volume may come to lie."""
+    server = "5c1f2cf6-0000-4000-8000-000000000001"
+    volume_id = api.make_volume(project_id="p-tenant", status="in-use", attach_status="attached", multiattach=True)
+    used = api.attach(volume_id, instance_uuid=server, connection_info={"device_path": "/srv/v"})
+    tenant: dict[str, Any] = {"token": "tenant-token", "project": "p-tenant", "version": "3.44"}
+    action = f"/volumes/{volume_id}/action"
+    for answer in (
+        api("DELETE", f"/attachments/{used}", **tenant),
+        api("POST", action, {"os-detach": {"attachment_id": used}}, **tenant),
+        api("POST", action, {"os-terminate_connection": {"connector": {"host": "h"}}}, **tenant),
+    ):
+        assert answer.status == 409
+        assert f"Attachment {used} is used by server {server}" in answer.fault
+    for columns in ({"instance_uuid": None, "connection_info": {"a": 1}}, {"connection_info": None}):
+        assert api("DELETE", f"/attachments/{api.attach(volume_id, **columns)}", **tenant).status == 200
+    by_tenant = api("DELETE", f"/attachments/{used}", headers={"X-Service-Token": "tenant-token"}, **tenant)
+    assert by_tenant.status == 409
+    by_compute = api("DELETE", f"/attachments/{used}", headers={"X-Service-Token": "service-token"}, **tenant)
+    assert (by_compute.status, by_compute.json) == (200, {"attachments": []})
+
+
 def test_an_identity_service_that_is_away_makes_no_one_an_administrator(api: Api, identity: IdentityServer) -> None:
     identity.shutdown()
     identity.server_close()

@@ -247,7 +247,7 @@ def test_who_may_not_migrate(api: Api) -> None:
         [
             Step("the owner", "POST /volumes/$id/action", 403, {"fault": "migrate_volume"}, body, "joe"),
             Step("a stranger", "POST /volumes/$id/action", 403, {}, body, "eve", project="other"),
-            Step("nobody", "POST /volumes/$id/action", 401, {}, body, None),
+            Step("nobody", "POST /volumes/$id/action", 401, {}, body, ""),
             Step("what is not there", f"POST /volumes/{UUID}/action", 404, {"fault": UUID}, body),
             Step(
                 "a malformed host is said first",

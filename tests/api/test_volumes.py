@@ -309,7 +309,7 @@ def test_snapshots_go_with_their_volume_in_a_cascade(api: Api, peers: Peers) -> 
         ({}, 0, "size in GiB"),
         ({}, "big", "size in GiB"),
         ({}, None, "os-extend.new_size"),
-        ({"status": "in-use"}, 2, "attached volumes cannot be extended here"),
+        ({"status": "in-use"}, 2, "it is in-use, which is enough from 3.42 on"),
         ({"status": "error"}, 2, "status must be available; it is error"),
         ({"status": "maintenance"}, 2, "status is maintenance"),
     ],

@@ -15,7 +15,9 @@ from tests.contract.worlds import WORLDS, World
 @pytest.fixture(params=sorted(WORLDS))
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
     memory.reset()
-    yield WORLDS[request.param](tmp_path)
+    world = WORLDS[request.param](tmp_path)
+    yield world
+    world.close()
     memory.reset()
 
 

@@ -15,7 +15,7 @@ import pytest
 from migrator import drivers
 from migrator.drivers.base import Capability, Connection, VolumeDriver
 from migrator.drivers.memory import open_object
-from migrator.errors import DriverError, InvalidInput, VolumeMissing
+from migrator.errors import DriverError, InvalidInput, Unsupported, VolumeMissing
 from tests.contract.worlds import POOLS, World, location, new_name, read, require, write
 
 #: Sizes that neither sectors, nor pages, nor blocks divide, and those that they do.
@@ -34,8 +34,11 @@ CALLS_WITH_A_NAME: dict[str, Callable[[VolumeDriver, str], object]] = {
     "clone": lambda d, bad: d.clone("pool1", new_name(), bad, 1),
     "clone of": lambda d, bad: d.clone("pool1", bad, new_name(), 1),
     "adopt": lambda d, bad: d.adopt("pool1", {"source-name": "stray"}, bad),
+    "disown": lambda d, bad: d.disown("pool1", bad),
     "export": lambda d, bad: d.export("pool1", bad, writable=True),
     "revoke": lambda d, bad: d.revoke("pool1", bad),
+    "initialize_connection": lambda d, bad: d.initialize_connection("pool1", bad, {"host": "h"}, writable=True),
+    "terminate_connection": lambda d, bad: d.terminate_connection("pool1", bad, {"host": "h"}),
 }
 BAD_NAMES = ["", ".", "..", "../x", "a/b", "/etc/passwd", ".hidden", "a\0b", "a\n", "ä", "a b", "x" * 201]
 
@@ -156,9 +159,10 @@ def test_what_needs_an_object_names_the_missing_one(driver: VolumeDriver, call: 
 
 def test_allocated_tells_what_was_written_not_what_was_promised(world: World, driver: VolumeDriver) -> None:
     """field.md bug 41 (LP1472486): a thin volume that silently became thick."""
-    name, size = new_name(), 64 * 1024**2
+    thin = driver.report()[0].thin
+    name, size = new_name(), 64 * 1024**2 if thin else 8 * 1024**2
     driver.create("pool1", name, size)
-    if not driver.report()[0].thin:
+    if not thin:
         assert driver.allocated("pool1", name) >= size
         return
     before = driver.allocated("pool1", name)
@@ -167,6 +171,23 @@ def test_allocated_tells_what_was_written_not_what_was_promised(world: World, dr
 
 
 # --- snapshots and clones --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", ["create_snapshot", "clone"])
+def test_what_a_driver_does_not_declare_it_refuses_for_good(world: World, driver: VolumeDriver, call: str) -> None:
+    """A pool without snapshots must say so at once, not after all attempts."""
+    calls: dict[str, tuple[Capability, Callable[[str], None]]] = {
+        "create_snapshot": (Capability.SNAPSHOTS, lambda of: driver.create_snapshot("pool1", of, new_name("snapshot"))),
+        "clone": (Capability.CLONE, lambda of: driver.clone("pool1", of, new_name(), 1)),
+    }
+    capability, make = calls[call]
+    if capability in driver.capabilities:
+        pytest.skip(f"{type(driver).__name__} declares {capability}")
+    name = world.volume(driver, content=b"abc")
+    with pytest.raises(Unsupported) as refused:
+        make(name)
+    assert refused.value.final
+    assert list(driver.objects("pool1")) == [name]
 
 
 def test_a_snapshot_keeps_what_the_volume_held(world: World, driver: VolumeDriver) -> None:
@@ -242,13 +263,13 @@ def test_copies_keep_holes(world: World, driver: VolumeDriver) -> None:
 
 def test_adopt_takes_the_object_under_our_name(world: World, driver: VolumeDriver) -> None:
     require(driver, Capability.ADOPT)
-    world.lay(driver, "pool1", "Grandma's disk.img", b"old data")
+    source, size = world.lay(driver, "pool1", "Grandma's disk.img", b"old data")
     assert list(driver.objects("pool1")) == []
     name = new_name()
     for _ in range(2):
-        assert driver.adopt("pool1", {"source-name": "Grandma's disk.img"}, name) == 8
+        assert driver.adopt("pool1", {"source-name": source}, name) == size
         assert list(driver.objects("pool1")) == [name]
-        assert world.content(driver, "pool1", name) == b"old data"
+        assert world.content(driver, "pool1", name) == b"old data".ljust(size, b"\0")
 
 
 def test_what_lies_in_the_pool_but_is_not_ours_is_no_object(world: World, driver: VolumeDriver) -> None:
@@ -270,9 +291,9 @@ def test_what_is_ours_cannot_be_adopted(world: World, driver: VolumeDriver) -> N
 def test_adopt_never_replaces_an_object(world: World, driver: VolumeDriver) -> None:
     require(driver, Capability.ADOPT)
     ours = world.volume(driver, content=b"in use")
-    world.lay(driver, "pool1", "stray", b"stray")
+    source, _ = world.lay(driver, "pool1", "stray", b"stray")
     with pytest.raises((InvalidInput, DriverError)):
-        driver.adopt("pool1", {"source-name": "stray"}, ours)
+        driver.adopt("pool1", {"source-name": source}, ours)
     assert world.content(driver, "pool1", ours) == b"in use"
 
 
@@ -343,11 +364,16 @@ def test_nothing_is_written_through_an_export_that_was_revoked(world: World, dri
 # --- names, pools, reports -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bad", BAD_NAMES, ids=repr)
 @pytest.mark.parametrize("call", CALLS_WITH_A_NAME)
-def test_a_name_that_could_lead_elsewhere_is_refused(driver: VolumeDriver, call: str, bad: str) -> None:
-    with pytest.raises(InvalidInput):
-        CALLS_WITH_A_NAME[call](driver, bad)
+def test_a_name_that_could_lead_elsewhere_is_refused(driver: VolumeDriver, call: str) -> None:
+    accepted = []
+    for bad in BAD_NAMES:
+        try:
+            CALLS_WITH_A_NAME[call](driver, bad)
+        except InvalidInput:
+            continue
+        accepted.append(bad)
+    assert accepted == []
 
 
 def test_an_unknown_pool_is_named(driver: VolumeDriver) -> None:
@@ -381,14 +407,17 @@ def test_many_objects_at_once_do_not_disturb_each_other(world: World, driver: Vo
     def life(number: int) -> bool:
         content = random.Random(number).randbytes(70000)
         name, snapshot = world.volume(driver, content=content), new_name("snapshot")
-        driver.create_snapshot("pool1", name, snapshot)
+        copied = Capability.SNAPSHOTS in driver.capabilities
+        if copied:
+            driver.create_snapshot("pool1", name, snapshot)
         driver.extend("pool1", name, 80000)
-        same = world.content(driver, "pool1", snapshot) == content
+        same = world.content(driver, "pool1", snapshot if copied else name, 0, 70000) == content
         driver.report()
         driver.delete_snapshot("pool1", name, snapshot)
         driver.delete("pool1", name)
         return same
 
+    world.make_room(driver, 8)
     with ThreadPoolExecutor(8) as threads:
         assert all(threads.map(life, range(24)))
     assert list(driver.objects("pool1")) == []

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,11 +134,11 @@ MOVES: dict[str, Call] = {
 }
 
 
-def killed_at(step: int, call: Callable[[], object]) -> bool:
+def killed_at(step: int, call: Callable[[], object], steps: Collection[str] = STEPS) -> bool:
     """Make the call in a child that kills itself at its step number ``step``; tell whether it came to that."""
     pid = os.fork()
     if pid == 0:
-        _die_at(step)
+        _die_at(step, steps)
         try:
             call()
         except MigratorError:
@@ -149,12 +149,12 @@ def killed_at(step: int, call: Callable[[], object]) -> bool:
     return code != 0
 
 
-def _die_at(step: int) -> None:
+def _die_at(step: int, steps: Collection[str]) -> None:
     left = step
 
     def hook(event: str, _arguments: object) -> None:
         nonlocal left
-        if event in STEPS:
+        if event in steps:
             if left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
             left -= 1

@@ -259,9 +259,10 @@ CONTRACT = [name for name, _ in inspect.getmembers(VolumeDriver, inspect.isfunct
 def call_of_contract(driver: MemoryDriver, call: str, name: str, there: dict[str, object]) -> object:
     arguments: dict[str, tuple[object, ...]] = {
         **dict.fromkeys(("start", "pools", "report"), ()),
-        **dict.fromkeys(("delete", "exists", "allocated", "export", "revoke"), ("pool1", name)),
+        **dict.fromkeys(("delete", "exists", "allocated", "disown", "export", "revoke"), ("pool1", name)),
         **dict.fromkeys(("can_assist", "unmove"), ("pool1", name, there)),
-        "objects": ("pool1",),
+        **dict.fromkeys(("objects", "adoptable", "exports"), ("pool1",)),
+        **dict.fromkeys(("initialize_connection", "terminate_connection"), ("pool1", name, {})),
         "create": ("pool1", new_name(), 1),
         "extend": ("pool1", name, 1),
         "create_snapshot": ("pool1", name, new_name("snapshot")),
@@ -270,7 +271,7 @@ def call_of_contract(driver: MemoryDriver, call: str, name: str, there: dict[str
         "adopt": ("pool1", {"source-name": "stray"}, new_name()),
         "move": ("pool1", name, there, lambda _done, _total: None),
     }
-    keywords = {"writable": True} if call == "export" else {}
+    keywords = {"writable": True} if call in ("export", "initialize_connection") else {}
     return getattr(driver, call)(*arguments[call], **keywords)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from migrator.db import schema
 from tests.support.processes import ROOT, AllInOne
 
 
@@ -88,8 +89,8 @@ def test_an_address_that_is_none_is_refused(tmp_path: Path, listen: str) -> None
 def test_manage_makes_the_tables_and_tells_their_version(tmp_path: Path) -> None:
     arguments = config(tmp_path, "")
     assert run("manage", *arguments, "db", "version").stdout.strip() == "none"
-    assert run("manage", *arguments, "db", "sync").stdout.strip() == "0001"
-    assert run("manage", *arguments, "db", "version").stdout.strip() == "0001"
+    assert run("manage", *arguments, "db", "sync").stdout.strip() == schema.HEAD
+    assert run("manage", *arguments, "db", "version").stdout.strip() == schema.HEAD
     check = run("status", *arguments, "upgrade", "check")
     assert (check.returncode, check.stdout.startswith("Success")) == (0, True)
 

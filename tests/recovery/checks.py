@@ -244,6 +244,7 @@ class Checker:
                 raise Broken(f"2: no row names {sorted(stray)}")
             for migration in rows.migrations:
                 self._check_ranges(migration, rows)
+                self._check_kept(migration, rows)
         except Broken as error:
             raise Broken(f"{error}, at {instant}") from None
 
@@ -256,7 +257,7 @@ class Checker:
         offset = wanted.difference(found, [[0, wanted.size]])
         if offset is not None:
             raise Broken(f"1: the volume at {place} has lost its byte {offset}")
-        if volume["status"] not in ("available", "maintenance"):
+        if volume["status"] not in ("available", "maintenance", "in-use", "extending"):
             raise Broken(f"1: the volume is {volume['status']}")
         if self._places.setdefault(volume["id"], place) != place:
             self._places[volume["id"]] = place
@@ -268,6 +269,8 @@ class Checker:
         ranges = rows.ranges.get(migration["id"])
         plan, step = states.PLANS[migration["plan"]], migration["step"]
         forward = migration["direction"] == Direction.FORWARD and migration["end"] is None
+        if migration["cancel_requested"]:  # its owner may write to the volume, and no copy goes on
+            return
         if not ranges or not forward or plan.behind_line(step) or migration["volume_id"] not in self.wanted:
             return
         name = f"volume-{migration['destination_volume_id']}"
@@ -278,12 +281,27 @@ class Checker:
         if offset is not None:
             raise Broken(f"3: byte {offset} is recorded as copied and would not survive a power cut")
 
+    def _check_kept(self, migration: dict[str, Any], rows: Rows) -> None:
+        """A source that an undo would go back to must be what the volume is, unless that was written to since."""
+        twin = next((row for row in rows.volumes if row["id"] == migration["destination_volume_id"]), None)
+        volume = next((row for row in rows.volumes if row["id"] == migration["volume_id"]), None)
+        if twin is None or volume is None or twin["status"] != "maintenance" or migration["undone_at"] is not None:
+            return
+        place = (twin["host"], object_name(twin))
+        found = self.storage.durable(*place)
+        if found is None:
+            raise Broken(f"1: the source that was kept is not at {place}")
+        written = volume["writable_at"] is not None and volume["writable_at"] >= migration["switched_at"]
+        wanted = self.wanted.get(volume["id"])
+        if wanted is not None and not written and wanted.difference(found, [[0, wanted.size]]) is not None:
+            raise Broken(f"1: the source that was kept at {place} is not what the volume was")
+
     # --- at the end ---
 
-    def ended(self, migration_id: str, *ends: End, left: bool = False) -> None:
+    def ended(self, migration_id: str, *ends: End, left: bool = False, status: str = "available") -> None:
         """Check that the migration ended in one of these ways, and left what it must (8).
 
-        ``left``: what the destination's service is to remove later may still be there.
+        ``left``: what the destination's service is to remove later may still be there.  ``status``: of the volume.
         """
         self.look("the end")
         rows = self.rows()
@@ -293,15 +311,18 @@ class Checker:
             raise Broken(f"8: expected {ends}: {said}")
         volume = next(row for row in rows.volumes if row["id"] == migration["volume_id"])
         end = End(migration["end"])
+        moved = end is End.SUCCESS and migration["undone_at"] is None
         wanted = {
-            "status": "available",
+            "status": status,
             "migration_status": states.SHOWN_AT_END[end].value,
             "previous_status": None,
-            "host": migration["destination_host" if end is End.SUCCESS else "source_host"],
+            "host": migration["destination_host" if moved else "source_host"],
         }
         shown = {key: volume[key] for key in wanted}
         if shown != wanted:
             raise Broken(f"8: the volume is {shown}, not {wanted}: {said}")
+        if migration["paused"]:
+            raise Broken(f"8: it is over and paused: {said}")
         if migration["worker"] not in (None, "null") or migration["owner"] is not None:
             raise Broken(f"8: {migration['worker']} and {migration['owner']} are still recorded")
         with self._lock:

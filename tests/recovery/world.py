@@ -23,7 +23,7 @@ import sqlalchemy as sa
 from migrator import conf as config
 from migrator import machine, rpc
 from migrator.context import service_context
-from migrator.db import api, migrations, schema, services
+from migrator.db import api, history, migrations, schema, services
 from migrator.db.migrations import Outcome
 from migrator.db.models import Base, Migration, MigrationStep, Service
 from migrator.drivers import memory
@@ -56,7 +56,15 @@ BACKENDS = ("mem1", "mem2")
 SOURCE, DESTINATION = (f"node@{backend}#pool1" for backend in BACKENDS)
 SIZE = config.GIB
 #: Offset and length of the volume's data: its first and last bytes, odd ends, blocks that begin and end inside.
-DATA = ((0, 4096), (2**20 - 100, 200), (300 * 2**20 + 7, 100_000), (700 * 2**20 + 4095, 3), (SIZE - 513, 513))
+DATA = (
+    (0, 4096),
+    (2**20 - 100, 200),
+    (300 * 2**20 + 7, 100_000),
+    (400 * 2**20, 9),
+    (500 * 2**20, 5),
+    (700 * 2**20 + 4095, 3),
+    (SIZE - 513, 513),
+)
 PICK = states.FIRST_STEP
 #: Signs of life count for a minute.
 REPORT_SECONDS = 15
@@ -238,6 +246,9 @@ class World:
         #: Set whenever a runner has committed something.
         self.recorded = threading.Event()
         self._done: Key | None = None
+        self.wanted = Sparse(SIZE)
+        #: Times that the owner has written to the volume.
+        self.written = 0
         self.volume_id = self._make_volume()
         self.migration_id = ""
         #: What a crash takes with it.
@@ -253,14 +264,13 @@ class World:
         volume_id = rows.add_volume(self.db, host=SOURCE, status="creating", availability_zone="zone-mem1")
         manager.create_volume(service_context(), volume_id=volume_id)
         chance = random.Random(1)
-        wanted = Sparse(SIZE)
         connection = driver.export("pool1", f"volume-{volume_id}", writable=True)
         for offset, length in DATA:
             data = chance.randbytes(length)
-            wanted.write(offset, data)
+            self.wanted.write(offset, data)
             self.write(connection.kind, connection.path, offset, data)
         driver.revoke("pool1", f"volume-{volume_id}")
-        self.checker.wanted[volume_id] = Wanted(wanted)
+        self.checker.wanted[volume_id] = Wanted(self.wanted)
         self.instants.clear()
         return volume_id
 
@@ -288,12 +298,12 @@ class World:
 
     def history(self) -> list[tuple[str, str, str | None]]:
         """Step, direction and result of every attempt so far."""
-        attempts = self.db.read(lambda session: migrations.steps(session, self.migration_id))
+        attempts = self.db.read(lambda session: history.steps(session, self.migration_id))
         return [(attempt.step, attempt.direction, attempt.result) for attempt in attempts]
 
     def attempts(self, step: str) -> list[MigrationStep]:
         """Every attempt of the step going forward."""
-        attempts = self.db.read(lambda session: migrations.steps(session, self.migration_id))
+        attempts = self.db.read(lambda session: history.steps(session, self.migration_id))
         return [attempt for attempt in attempts if (attempt.step, attempt.direction) == (step, Direction.FORWARD)]
 
     @property
@@ -358,9 +368,13 @@ class World:
     # --- going on ---
 
     def go(self, rounds: int = 40) -> None:
-        """Let both services look for work until the migration is over; raises Died, or Broken if it does not end."""
+        """Let both services look for work until the migration is over or paused.
+
+        Raises Died, or Broken if it does not end.
+        """
         for _ in range(rounds):
-            if self.row().end is not None:
+            row = self.row()
+            if row.end is not None or row.paused:
                 return
             self.plant.schedule()
             self.runner.sweep()
@@ -376,8 +390,8 @@ class World:
                 self.bury()
         raise Broken(f"8: no end after {lives} processes: {self.history()[-5:]}")
 
-    def ended(self, *ends: End) -> None:
-        self.checker.ended(self.migration_id, *ends)
+    def ended(self, *ends: End, **values: Any) -> None:
+        self.checker.ended(self.migration_id, *ends, **values)
 
     def cancel(self) -> bool:
         """Ask for a cancel; tell whether it was accepted."""
@@ -407,16 +421,25 @@ class World:
         statement = sa.update(Migration).where(Migration.id == self.migration_id).values(**values)
         self.db.run(lambda session: session.execute(statement))
 
+    def expire_kept_source(self) -> None:
+        """Let the time be over for which a source is kept."""
+        if self.row().keep_source_until is not None:
+            self.set_row(keep_source_until=self.db.now() - 0.001)
+
     def sweep_destination(self) -> None:
         """Let the destination's volume service look for what no message brought."""
-        driver = self.plant.drivers[1]
-        self.plant.managers[1].sweep(driver.backend)
+        self.sweep(1)
+
+    def sweep(self, number: int) -> None:
+        """Let the volume service of a backend look for what no message brought."""
+        self.plant.managers[number].sweep(self.plant.drivers[number].backend)
 
     def sweep_until_clean(self) -> None:
-        """Let the destination's service look again and again; one look may find an object busy."""
+        """Let both services look again and again; one look may find an object busy."""
 
         def is_clean() -> bool:
-            self.sweep_destination()
+            self.sweep(0)
+            self.sweep(1)
             return all(volume["twin_of"] is None for volume in self.checker.rows().volumes)
 
         until(is_clean, "the twin is gone", seconds=10)

@@ -87,6 +87,26 @@ CHANGES: list[tuple[str, list[tuple[str, str, Any]]]] = [
     ("create --source-volid vol2", [("POST", "/volumes", {"volume": {"source_volid": OTHER_ID}})]),
     ("delete vol1", [("DELETE", f"/volumes/{VOLUME_ID}", None)]),
     ("extend vol1 5", [("POST", f"/volumes/{VOLUME_ID}/action", {"os-extend": {"new_size": 5}})]),
+    (
+        "retype vol1 fast",
+        [
+            (
+                "POST",
+                f"/volumes/{VOLUME_ID}/action",
+                {"os-retype": {"new_type": "fast", "migration_policy": "never"}},
+            )
+        ],
+    ),
+    (
+        "retype --migration-policy on-demand vol1 fast",
+        [
+            (
+                "POST",
+                f"/volumes/{VOLUME_ID}/action",
+                {"os-retype": {"new_type": "fast", "migration_policy": "on-demand"}},
+            )
+        ],
+    ),
     ("reset-state vol1", [("POST", f"/volumes/{VOLUME_ID}/action", {"os-reset_status": {"status": "available"}})]),
     (
         "reset-state vol1 vol2 --state error --attach-status detached --reset-migration-status",
@@ -165,6 +185,8 @@ def test_a_command_that_changes_something_sends_exactly_that(line: str, expected
         "create 0",
         "create 1 --metadata a",
         "extend vol1 -1",
+        "retype vol1",
+        "retype vol1 fast --migration-policy always",
         "type-key fast set a",
         "type-key fast change a=b",
         "reset-state vol1 --attach-status maybe",

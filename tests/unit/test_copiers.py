@@ -18,15 +18,11 @@ from typing import Any
 import pytest
 
 from migrator import errors, machine
-from migrator.drivers.base import Connection
-from migrator.volume import copier as one
-from migrator.volume.copiers import CopierPool, CopyStopped, InlineCopier, WorkerCopier, kill_worker, open_copier
-from migrator.volume.endpoints import FileEndpoint
+from migrator.volume import worker_copier as one
+from migrator.volume.copiers import CopierPool, CopyStopped, WorkerCopier, kill_worker
+from tests.support.copying import MIB, SIZE, SLOW, Volume, after, ignore, no
 from tests.support.waiting import until
 
-MIB = 1 << 20
-SIZE = 8 * MIB + 4097
-SLOW = {"bytes_per_second": 2 * MIB, "checkpoint_seconds": 0.1}
 ROOT = Path(__file__).parents[2]
 
 
@@ -37,23 +33,6 @@ def pool() -> Iterator[CopierPool]:
     pool.shut_down()
 
 
-class Volume:
-    """A file and the connections that lead to it."""
-
-    def __init__(self, path: Path, content: bytes | None = None, size: int = SIZE) -> None:
-        self.path, self.size = path, size
-        with path.open("wb") as file:
-            file.write(content or b"")
-            file.truncate(size)
-
-    def connection(self, writable: bool = False, **changes: Any) -> Connection:
-        values = {"is_zero": True, **changes}
-        return Connection("file", str(self.path), machine.boot_id(), self.size, writable=writable, **values)
-
-    def __call__(self, writable: bool = False, **changes: Any) -> dict[str, Any]:
-        return self.connection(writable, **changes).as_dict()
-
-
 @pytest.fixture
 def source(tmp_path: Path) -> Volume:
     return Volume(tmp_path / "source", os.urandom(SIZE))
@@ -62,19 +41,6 @@ def source(tmp_path: Path) -> Volume:
 @pytest.fixture
 def destination(tmp_path: Path) -> Volume:
     return Volume(tmp_path / "destination")
-
-
-def no() -> bool:
-    return False
-
-
-def ignore(event: dict[str, Any]) -> None:
-    pass
-
-
-def after(seconds: float, answer: bool | str = True) -> Callable[[], bool | str]:
-    due = time.monotonic() + seconds
-    return lambda: answer if time.monotonic() > due else False
 
 
 def is_gone(identity: dict[str, Any] | None) -> bool:
@@ -149,7 +115,7 @@ def test_a_job_is_cancelled_within_a_second_and_both_ends_are_closed(
     with pool.take() as copier:
         jobs: dict[str, Callable[[], object]] = {
             "copy": lambda: copier.copy(source(), destination(True), [], SLOW, ignore, cancelled),
-            "verify": lambda: copier.verify(source(), destination(), cancelled, bytes_per_second=1000),
+            "verify": lambda: copier.verify(source(), destination(), cancelled, {"bytes_per_second": 1000}),
         }
         if job == "verify":
             copier.copy(source(), destination(True), [], {}, ignore, no)
@@ -213,7 +179,7 @@ def test_what_on_event_raises_ends_the_writing_before_it_is_raised(
 def test_a_worker_that_does_not_obey_is_killed(
     pool: CopierPool, source: Volume, destination: Volume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(one, "STOP_SECONDS", 0.5)
+    monkeypatch.setitem(one.PATIENCE_SECONDS, "cancel", 0.3)
     with pool.take() as copier, pytest.raises(CopyStopped, match="cancel"):
         copier.copy(
             source(), destination(True), [], SLOW, lambda event: os.kill(pid(copier), signal.SIGSTOP), after(0.3)
@@ -431,67 +397,3 @@ def test_shutting_down_ends_workers_at_rest_and_at_work(source: Volume, destinat
     assert len(failed) == 1
     with pytest.raises(errors.DriverError, match="ending"), pool.take():
         pass
-
-
-# --- who copies ------------------------------------------------------------------------------------------------------
-
-
-def test_files_go_to_a_worker_and_memory_stays_here(pool: CopierPool, source: Volume, destination: Volume) -> None:
-    memory = Connection("memory", "m", machine.boot_id(), SIZE)
-    with open_copier(pool, source.connection(), destination.connection(True)) as copier:
-        assert isinstance(copier, WorkerCopier)
-    for ends in ((memory, destination.connection(True)), (source.connection(), memory)):
-        with open_copier(pool, *ends) as inline:
-            assert isinstance(inline, InlineCopier)
-            assert inline.identity is None
-
-
-def test_another_machine_is_unreachable(pool: CopierPool, source: Volume) -> None:
-    far = Connection("file", "/x", "another boot", SIZE)
-    with pytest.raises(errors.Unreachable), open_copier(pool, source.connection(), far):
-        pass
-
-
-class Opened:
-    """Objects in memory for the inline copier: files, which say what was called."""
-
-    def __init__(self, *volumes: Volume) -> None:
-        self._paths = {volume.path.name: volume.path for volume in volumes}
-
-    def __call__(self, path: str) -> Any:
-        return FileEndpoint(str(self._paths[path]), writable=True)
-
-
-def test_the_inline_copier_does_the_same(source: Volume, destination: Volume) -> None:
-    copier = InlineCopier(Opened(source, destination))
-    ends = [{**volume(), "kind": "memory", "path": volume.path.name} for volume in (source, destination)]
-    events: list[dict[str, Any]] = []
-    began = time.monotonic()
-    with pytest.raises(CopyStopped, match="pause"):
-        copier.copy(ends[0], ends[1], [], SLOW, events.append, after(0.5, "pause"))
-    assert time.monotonic() - began < 1.5
-    result = copier.copy(ends[0], ends[1], events[-1]["ranges"], {}, events.append, no)
-    assert 0 < result["bytes_written"] < SIZE
-    assert copier.verify(ends[0], ends[1], no).startswith("xxh3-128:")
-    with pytest.raises(errors.SizeMismatch):
-        copier.verify(ends[0] | {"size": 5}, ends[1], no)
-
-
-@pytest.mark.parametrize(("limit", "wanted"), [(None, errors.DestinationUnwritable), (MIB, errors.NoSpace)])
-def test_a_destination_that_cannot_be_closed_fails_the_copy_but_hides_no_earlier_error(
-    source: Volume, destination: Volume, limit: int | None, wanted: type[errors.MigratorError]
-) -> None:
-    """Some file systems tell only at the close that what was written is lost."""
-
-    class Sticky(FileEndpoint):
-        def close(self) -> None:
-            super().close()
-            raise OSError(122, "Disk quota exceeded late") if limit else OSError(5, "Input/output error at close")
-
-    copier = InlineCopier(lambda path: Sticky(path, writable=True, limit=limit))
-    with pytest.raises(wanted) as caught:
-        copier.copy(source(), destination(True) | {"kind": "memory"}, [], {}, ignore, no)
-    assert ("late" in str(caught.value), "at close" in str(caught.value)) == (False, limit is None)
-    copier = InlineCopier(lambda path: Sticky(path, writable=False))
-    if limit is None:  # of the source, which is only read, nothing can be lost
-        copier.copy(source() | {"kind": "memory"}, destination(True), [], {}, ignore, no)

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from migrator import errors
-from migrator.db import migrations, services, usage, volumes
+from migrator.db import history, migrations, orders, services, usage, volumes
 from migrator.db.api import Database
 from migrator.db.migrations import Outcome
 from migrator.db.models import CopiedRange, Message, Migration, Volume
@@ -115,7 +115,7 @@ def test_whoever_lost_the_row_writes_nothing(any_db: Database) -> None:
     writes: list[Callable[[Session], object]] = [
         lambda session: migrations.hold(session, old, bytes_done=5),
         lambda session: migrations.progress(session, old, [[0, 5]], bytes_done=5),
-        lambda session: migrations.is_cancelled(session, old),
+        lambda session: orders.look(session, old),
     ]
     for write in writes:
         with pytest.raises(errors.LostOwnership):
@@ -284,8 +284,8 @@ def test_the_history_tells_every_attempt_and_how_it_ended(any_db: Database) -> N
     claim(any_db, row, "other", dead=True)
     row = rows.migration(any_db, row.id)
     row = advance(any_db, row, Outcome(Event.DONE, bytes=42))
-    history = any_db.read(lambda session: migrations.steps(session, row.id))
-    told = [(step.step, step.attempt, step.result, step.bytes) for step in history]
+    attempts = any_db.read(lambda session: history.steps(session, row.id))
+    told = [(step.step, step.attempt, step.result, step.bytes) for step in attempts]
     assert told == [
         ("pick_destination", 1, "done", None),
         ("create_destination", 1, "done", None),
@@ -293,7 +293,7 @@ def test_the_history_tells_every_attempt_and_how_it_ended(any_db: Database) -> N
         ("copy_data", 2, "done", 42),
         ("verify_copy", 1, None, None),
     ]
-    assert all(step.finished_at for step in history[:-1])
+    assert all(step.finished_at for step in attempts[:-1])
 
 
 def test_space_of_migrations_under_way_is_counted_until_a_report_includes_it(any_db: Database) -> None:

@@ -33,7 +33,7 @@ def test_every_action_on_a_volume_is_explained(action: str) -> None:
 
 def test_every_action_on_a_migration_is_explained() -> None:
     for action in routes.MIGRATION_ACTIONS:
-        assert f'{{"{action}": {{}}}}' in page("rest/migrations")
+        assert f'\n``{{"{action}": {{' in page("rest/migrations")
 
 
 def test_every_filter_of_migrations_is_explained() -> None:

@@ -13,16 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from migrator.volume.copy import Checkpoint, Control, CopyOptions, Result, copy
+from migrator.volume.control import Control
+from migrator.volume.copy import Checkpoint, CopyOptions, Result, copy
 from migrator.volume.endpoints import (
     DestinationFull,
     Endpoint,
-    FileEndpoint,
     MemoryEndpoint,
     first_difference,
     is_zero,
 )
 from migrator.volume.extents import Extent, Ranges
+from migrator.volume.files import FileEndpoint
 
 MIB = 1 << 20
 ODD_SIZES = [0, 1, 511, 512, 4095, 4096, 4097, MIB - 1, MIB, MIB + 1, 3 * MIB + 4096 + 7]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from migrator.volume.extents import Extent, Ranges
+from migrator.volume.extents import Extent, Ranges, units
 
 SPACE = 40
 pairs = st.lists(st.tuples(st.integers(0, SPACE), st.integers(0, 10)))
@@ -68,3 +68,29 @@ def test_split_tiles_an_extent_at_multiples_of_the_block(start: int, length: int
         assert 0 < piece.length <= block
         assert piece.start // block == (piece.end - 1) // block
         at = piece.end
+
+
+@given(st.lists(st.tuples(st.integers(1, 3000), st.booleans()), max_size=30), st.integers(1, 700), st.integers(0, 900))
+def test_units_tile_what_they_are_made_of_and_data_never_crosses_one(
+    pieces: list[tuple[int, bool]], unit: int, start: int
+) -> None:
+    extents, at = [], start
+    for length, is_data in pieces:
+        extents.append(Extent(at, length, is_data))
+        at += length
+    groups = list(units(extents, lambda: unit))
+    reached = start
+    for group in groups:
+        for extent in group:
+            assert extent.start == reached
+            assert extent.length > 0
+            reached = extent.end
+        if any(extent.is_data for extent in group):
+            assert group[0].start // unit == (group[-1].end - 1) // unit
+    assert reached == at
+    for whole in extents:
+        for byte in (whole.start, whole.end - 1):
+            part = next(part for group in groups for part in group if part.start <= byte < part.end)
+            assert part.is_data == whole.is_data
+    with_data = [group[0].start // unit for group in groups if any(extent.is_data for extent in group)]
+    assert len(with_data) == len(set(with_data))

@@ -36,7 +36,9 @@ class Endpoint:
         self.heard.set()
 
     @messaging.expose
-    def export_destination(self, context: RequestContext, migration_id: str) -> dict[str, Any]:
+    def export_destination(
+        self, context: RequestContext, migration_id: str, machine: str | None = None
+    ) -> dict[str, Any]:
         if migration_id == "slow":
             self.release.wait(30)
         if migration_id == "full":

@@ -35,7 +35,7 @@ def test_the_sample_says_every_option_and_nothing_of_this_machine() -> None:
     for group, options in config.list_opts():
         section = text.partition(f"[{group}]\n\n")[2].partition("\n[")[0]
         for option in options:
-            assert f"\n#{option.name} =" in section, f"[{group}] {option.name}"
+            assert f"\n#{option.dest} =" in section, f"[{group}] {option.name}"
     assert "\n#host = <hostname>\n" in text
 
 

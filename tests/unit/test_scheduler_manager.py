@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from migrator import conf as config
 from migrator import errors, rpc
 from migrator.context import RequestContext, service_context
-from migrator.db import api, migrations, services, types, usage, volumes
+from migrator.db import api, history, migrations, services, types, usage, volumes
 from migrator.db.api import Database
 from migrator.db.models import Message, Migration, utcnow
 from migrator.scheduler.manager import ReservationLost, SchedulerManager
@@ -108,7 +108,7 @@ class World:
         return [(event, text) for event, text in self.db.read(lambda session: session.execute(query).all())]
 
     def steps(self, migration: Migration) -> list[tuple[str, str, str | None]]:
-        found = self.db.read(lambda session: migrations.steps(session, migration.id))
+        found = self.db.read(lambda session: history.steps(session, migration.id))
         return [(step.step, step.direction, step.result) for step in found]
 
     def wait_told(self, *expected: tuple[str, str, str]) -> None:

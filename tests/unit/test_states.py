@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from migrator.volume import states
-from migrator.volume.states import Direction, End, Event, Plan, Position, Verdict
+from migrator.volume.states import Direction, End, Event, Order, Plan, Position, Stage, Verdict
 
 PLAN_STEPS = [(plan, step) for plan in states.PLANS.values() for step in plan.steps]
 IDS = [f"{plan.name}-{step.name}" for plan, step in PLAN_STEPS]
@@ -127,3 +127,50 @@ def test_status_words_of_the_resource() -> None:
     assert states.status(first, owned=False, paused=True) == "paused"
     assert states.status(at(states.HOST_COPY, "copy_data"), owned=False) == "running"
     assert states.status(Position("host_copy", "copy_data", Direction.BACK, End.STUCK), owned=True) == "stuck"
+
+
+# --- orders ----------------------------------------------------------------------------------------------------------
+
+
+def everywhere() -> list[Position]:
+    """Every position that a migration can come to."""
+    going = [
+        at(plan, step.name, direction)
+        for plan, step in PLAN_STEPS
+        for direction in Direction
+        if direction is Direction.FORWARD or not plan.behind_line(step.name)
+    ]
+    return going + [Position("host_copy", "pick_destination", Direction.BACK, end) for end in End]
+
+
+def test_every_stage_has_its_orders_and_every_order_is_honoured_somewhere() -> None:
+    assert set(states.ORDERS) == set(Stage)
+    assert {states.stage(position) for position in everywhere()} == set(Stage)
+    for order in Order:
+        assert any(states.may(order, position) for position in everywhere()), order
+
+
+@pytest.mark.parametrize("position", everywhere(), ids=str)
+def test_what_may_be_ordered_follows_from_where_the_migration_stands(position: Position) -> None:
+    over = position.end is not None
+    behind = states.PLANS[position.plan].behind_line(position.step)
+    forward = position.direction is Direction.FORWARD
+    allowed = {order for order in Order if states.may(order, position)}
+    assert (Order.CANCEL in allowed) == (not over and not behind)
+    assert (Order.PAUSE in allowed) == (Order.RESUME in allowed) == (not over and not behind and forward)
+    assert (Order.SET_RATE in allowed) == (not over)
+    assert (Order.RETRY in allowed) == (over and position.end is not End.SUCCESS)
+    assert (Order.UNDO in allowed) == (position.end is End.SUCCESS)
+
+
+def test_the_step_that_commits_is_the_last_one_before_the_line() -> None:
+    committing = {(p.plan, p.step) for p in everywhere() if states.commits(p)}
+    assert committing == {(plan.name, plan.steps[plan.line - 1].name) for plan in states.PLANS.values()}
+    for plan, step in committing:
+        after = states.advance(at(states.PLANS[plan], step), Event.DONE)
+        assert states.stage(after) is Stage.BEHIND_LINE
+        assert not states.commits(at(states.PLANS[plan], step, Direction.BACK))
+
+
+def test_the_first_plan_asks_the_backend_unless_a_copy_is_forced() -> None:
+    assert (states.first_plan(True).name, states.first_plan(False).name) == ("host_copy", "assisted")

@@ -6,16 +6,21 @@ import os
 import random
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from migrator.volume.copy import Control, Progress, Stopped
-from migrator.volume.endpoints import Different, FileEndpoint, ReadFailed, WrongSize
+from migrator.volume.control import Control, Stopped
+from migrator.volume.copy import CopyOptions, Progress, Result, copy
+from migrator.volume.digests import Digests
+from migrator.volume.endpoints import Different, ReadFailed, WrongSize
+from migrator.volume.extents import Extent, Ranges
+from migrator.volume.files import FileEndpoint
 from migrator.volume.verify import verify
+from tests.support.disks import naive
 
 MIB = 1 << 20
 SIZE = 5 * MIB + 4096 + 77
@@ -31,29 +36,30 @@ def make(path: Path, size: int, pieces: dict[int, bytes]) -> Path:
     return path
 
 
-def verified(source: Path, destination: Path, control: Control | None = None, direct: bool = True) -> str:
-    ends = [FileEndpoint(str(path), writable=False, direct=direct) for path in (source, destination)]
+def verified(
+    source: Path,
+    destination: Path,
+    control: Control | None = None,
+    direct: bool = True,
+    known: Digests | None = None,
+    kind: type[FileEndpoint] = FileEndpoint,
+) -> str:
+    ends = [
+        opener(str(path), writable=False, direct=direct)
+        for opener, path in ((kind, source), (FileEndpoint, destination))
+    ]
     try:
-        return verify(ends[0], ends[1], control=control or Control())
+        return verify(ends[0], ends[1], control=control or Control(), known=known)
     finally:
         for end in ends:
             end.close()
-
-
-def naive_checksum(content: bytes) -> str:
-    state = xxhash.xxh3_128()
-    for start in range(0, len(content), MIB):
-        block = content[start : start + MIB]
-        if block.strip(b"\0"):
-            state.update(start.to_bytes(8, "little") + block)
-    return f"xxh3-128:{state.hexdigest()}"
 
 
 @pytest.mark.parametrize("direct", [True, False])
 def test_equal_files_give_the_checksum_of_their_bytes_however_holes_are_laid_out(tmp_path: Path, direct: bool) -> None:
     sparse = make(tmp_path / "sparse", SIZE, DATA)
     thick = make(tmp_path / "thick", SIZE, {0: sparse.read_bytes()})
-    wanted = naive_checksum(sparse.read_bytes())
+    wanted = naive(sparse.read_bytes())
     assert verified(sparse, thick, direct=direct) == wanted
     assert verified(thick, sparse, direct=direct) == wanted
     assert verified(sparse, sparse, direct=direct) == wanted
@@ -145,3 +151,104 @@ def test_it_stops_within_a_second_and_leaves_no_thread(tmp_path: Path) -> None:
     assert time.monotonic() - began < 1.3
     stop.join()
     assert threading.active_count() == threads
+
+
+# --- with the digests of the copy ------------------------------------------------------------------------------------
+
+
+def copied(source: Path, destination: Path, done: Ranges | None = None, block: int | None = None) -> Result:
+    ends = FileEndpoint(str(source), writable=False), FileEndpoint(str(destination), writable=True)
+    try:
+        return copy(
+            *ends,
+            done=done or Ranges(),
+            destination_is_zero=False,
+            options=CopyOptions(block=block),
+            control=Control(),
+            on_checkpoint=lambda checkpoint: None,
+        )
+    finally:
+        for end in ends:
+            end.close()
+
+
+class Unread(FileEndpoint):
+    """A source that nobody may look at."""
+
+    def pread_into(self, offset: int, buffer: memoryview) -> int:
+        raise AssertionError(f"{len(buffer)} bytes at {offset} were read")
+
+    def extents(self, start: int, length: int) -> Iterator[Extent]:
+        raise AssertionError("it was asked for its extents")
+
+
+@pytest.mark.parametrize("block", [None, 4096 * 3, 4 * MIB, 65536])
+def test_behind_a_whole_copy_only_the_destination_is_read(tmp_path: Path, block: int | None) -> None:
+    source = make(tmp_path / "source", SIZE, DATA)
+    destination = make(tmp_path / "destination", SIZE, {2 * MIB: b"old"})
+    result = copied(source, destination, block=block)
+    assert result.checksum == naive(source.read_bytes())
+    assert verified(source, destination, known=result.digests, kind=Unread) == result.checksum
+
+
+@pytest.mark.parametrize("offset", [0, 4, MIB - 1, MIB, 2 * MIB + 12345, 4 * MIB - 1, SIZE - 2, SIZE - 1])
+def test_a_byte_that_rots_behind_the_copy_is_found_at_its_offset(tmp_path: Path, offset: int) -> None:
+    """Also in what was a hole at the source, and where the destination lost its data altogether."""
+    source, destination = make(tmp_path / "source", SIZE, DATA), make(tmp_path / "destination", SIZE, {})
+    known = copied(source, destination).digests
+    with destination.open("r+b") as file:
+        byte = os.pread(file.fileno(), 1, offset)[0] ^ 1
+        os.pwrite(file.fileno(), bytes([byte]), offset)
+    with pytest.raises(Different) as caught:
+        verified(source, destination, known=known)
+    assert caught.value.offset == offset
+
+
+def test_a_destination_that_lost_its_blocks_is_not_taken_for_holes(tmp_path: Path) -> None:
+    source, destination = make(tmp_path / "source", SIZE, DATA), make(tmp_path / "destination", SIZE, {})
+    known = copied(source, destination).digests
+    make(destination, SIZE, {0: b"begin"})
+    with pytest.raises(Different) as caught:
+        verified(source, destination, known=known)
+    assert caught.value.offset == MIB - 3
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.tuples(st.integers(0, SIZE), st.integers(0, 2 * MIB)), max_size=4),
+    st.sets(st.integers(0, SIZE - 1), max_size=3),
+)
+def test_where_an_earlier_run_copied_both_ends_are_compared(
+    tmp_path: Path, done: list[tuple[int, int]], rotten: set[int]
+) -> None:
+    source = make(tmp_path / "source", SIZE, DATA)
+    destination = make(tmp_path / "destination", SIZE, DATA)
+    ranges = Ranges(done).within(0, SIZE)
+    result = copied(source, destination, ranges)
+    assert (result.checksum is None) == bool(ranges.total)
+    content = bytearray(source.read_bytes())
+    with destination.open("r+b") as file:
+        for offset in rotten:
+            os.pwrite(file.fileno(), bytes([content[offset] ^ 0x40]), offset)
+    if rotten:
+        with pytest.raises(Different) as caught:
+            verified(source, destination, known=result.digests)
+        assert caught.value.offset == min(rotten)
+    else:
+        assert verified(source, destination, known=result.digests) == naive(bytes(content))
+
+
+def test_a_source_that_reads_differently_than_in_the_copy_is_compared_as_it_is(tmp_path: Path) -> None:
+    """Digests that are of no use do no harm: what decides is whether both ends are equal."""
+    source, destination = make(tmp_path / "source", SIZE, DATA), make(tmp_path / "destination", SIZE, {})
+    known = copied(source, destination).digests
+    for path in (source, destination):
+        with path.open("r+b") as file:
+            os.pwrite(file.fileno(), b"changed", 2 * MIB)
+    assert verified(source, destination, known=known) == naive(source.read_bytes())
+
+
+def test_a_table_that_is_full_only_costs_time(tmp_path: Path) -> None:
+    source, destination = make(tmp_path / "source", SIZE, DATA), make(tmp_path / "destination", SIZE, DATA)
+    digests = Digests(SIZE, table_bytes=0)
+    assert verified(source, destination, known=digests) == naive(source.read_bytes())

@@ -1,0 +1,179 @@
+"""The step of the attached plan that waits: the compute service moves a running server to the twin, data and all.
+
+    called       the intent is in the row, then Nova is asked, once
+    reserved     Nova has an attachment on the twin; nobody writes there yet
+    connected    a host may be copying into the twin
+    attached     the server lives on the twin: there is no way back
+    reported     os-migrate_volume_completion has come, or will never come
+
+The twin's attachments are the truth, since every call that changes what a host may do goes through our API; a report
+only says sooner what they say.  Nova's own list shows the old volume until the end and, if its last call to us was
+lost, for ever: it decides where our own rows do not.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from migrator import errors
+from migrator.compute.base import Compute, Uses
+from migrator.conf import Conf
+from migrator.db import attachments, swaps
+from migrator.db.api import Database
+from migrator.db.migrations import Outcome
+from migrator.db.models import Attachment, Migration
+from migrator.db.swaps import Use
+from migrator.volume.states import Event
+
+LOG = logging.getLogger(__name__)
+
+
+class Attached:
+    """swap_by_compute, both ways; without a compute service only what was begun before can be taken back."""
+
+    def __init__(self, conf: Conf, db: Database, compute: Compute | None) -> None:
+        self._conf = conf
+        self._db = db
+        self._compute = compute
+
+    # --- forward ---
+
+    def swap(self, migration: Migration) -> Outcome:
+        """Ask the compute service once, then look how far it is until it has done it or certainly will not."""
+        if self._compute is None:
+            raise errors.SwapFailed(
+                server="of the volume", volume_id=migration.volume_id, reason="compute_service is not configured here"
+            )
+        if migration.swap_called_at is None:
+            return self._begin(migration, self._compute)
+        return self._look(migration)
+
+    def _begin(self, migration: Migration, compute: Compute) -> Outcome:
+        server = self._server(migration)
+        if server is None:
+            raise self._failed(migration, "nobody uses the volume any more")
+        if not swaps.begin(self._db, migration, server):
+            return self._wait(f"another volume of server {server} is being swapped")
+        try:
+            compute.swap(server, migration.volume_id, migration.destination_volume_id)
+        except errors.ComputeUnreachable:
+            swaps.forget(self._db, migration)
+            raise
+        except errors.ComputeSilent as error:
+            LOG.warning("Migration %s: %s", migration.id, error)
+            return self._wait(error.message)
+        except (errors.ComputeFailed, errors.ComputeRefused) as error:
+            if self._use(migration)[1] in (Use.CONNECTED, Use.ATTACHED):
+                # It has begun all the same: a proxy gave up waiting, say.
+                return self._wait(error.message)
+            raise
+        return self._wait("the compute service was asked")
+
+    def _look(self, migration: Migration) -> Outcome:
+        """Find out how far the compute service is, from its report, from the twin, or by asking it."""
+        use = self._use(migration)[1]
+        if use is Use.ATTACHED:
+            return self._arrived(migration)
+        if migration.swap_result == swaps.FAILED:
+            raise self._failed(migration, "the compute service reported an error; its log says more")
+        uses = self._ask(migration)
+        if not isinstance(uses, Uses):
+            return self._wait(uses)
+        if uses is Uses.NEW:
+            return Outcome(Event.DONE, "the compute service names the new volume")
+        if uses is Uses.GONE:
+            raise self._failed(migration, "the server is gone")
+        age = self._age(migration)
+        if use is Use.NONE and age > self._begin_seconds:
+            raise self._failed(migration, f"the compute service has not begun within {age:.0f} s")
+        if age > self._conf.swap_timeout_seconds:
+            raise self._failed(migration, f"no end within swap_timeout_seconds ({self._conf.swap_timeout_seconds})")
+        return self._wait(f"the compute service still names the {uses.value} volume; the new one is {use.value}")
+
+    def _arrived(self, migration: Migration) -> Outcome:
+        """The server lives on the twin; the report is waited for, since the compute service goes on until then."""
+        if migration.swap_result is not None:
+            return Outcome(Event.DONE, "the compute service has reported")
+        now = self._db.now()
+        if migration.swap_seen_at is not None and now - migration.swap_seen_at >= self._conf.nova_poll_seconds:
+            return Outcome(Event.DONE, "the server uses the new place; the compute service's report was lost")
+        seen = {"swap_seen_at": now} if migration.swap_seen_at is None else {}
+        return Outcome(
+            Event.WAITING,
+            "the server uses the new place",
+            values=seen,
+            wait_seconds=self._conf.nova_poll_seconds,
+        )
+
+    # --- back ---
+
+    def take_back(self, migration: Migration) -> Outcome:
+        """Wait until no host can write to the twin any more; once the server lives there, go forward instead."""
+        rows, use = self._use(migration)
+        if use is Use.ATTACHED:
+            return Outcome(Event.SWAPPED, "the server uses the new place already")
+        if use is not Use.CONNECTED:
+            shut = self._db.run(lambda session: swaps.let_go(session, migration.destination_volume_id))
+            return Outcome(Event.UNDONE) if shut else self._wait("the new place was given to a host just now", 0.1)
+        uses = self._ask(migration)
+        if uses is Uses.NEW:
+            return Outcome(Event.SWAPPED, "the compute service names the new volume")
+        if uses is Uses.GONE:
+            self._db.run(lambda session: swaps.forget_attachments(session, migration.destination_volume_id))
+            return self._wait("the server is gone", 0.0)
+        if self._age(migration) > self._conf.swap_timeout_seconds:
+            raise _undecided(rows)
+        known = f"the compute service names the {uses.value} volume" if isinstance(uses, Uses) else uses
+        return self._wait(f"a host may still write to the new place; {known}")
+
+    # --- helpers ---
+
+    @property
+    def _begin_seconds(self) -> float:
+        """By then a request that was sent has been answered and its first effect is there."""
+        return float(self._conf.swap_begin_seconds)
+
+    def _age(self, migration: Migration) -> float:
+        called = migration.swap_called_at
+        return self._db.now() - called if called is not None else 0.0
+
+    def _use(self, migration: Migration) -> tuple[list[Attachment], Use]:
+        rows = self._db.read(lambda session: swaps.users(session, migration.destination_volume_id))
+        return rows, swaps.use(rows)
+
+    def _server(self, migration: Migration) -> str | None:
+        """The server whose volume is moved, by the attachments of the volume or of the twin."""
+        if migration.swap_server is not None:
+            return migration.swap_server
+        for volume_id in (migration.volume_id, migration.destination_volume_id):
+            rows = self._db.read(lambda session, of=volume_id: attachments.of_volume(session, of))  # type: ignore[misc]
+            server = next((row.instance_uuid for row in rows if row.instance_uuid is not None), None)
+            if server is not None:
+                return str(server)
+        return None
+
+    def _ask(self, migration: Migration) -> Uses | str:
+        """Ask which volume the server has; a sentence where that cannot be known now, which decides nothing."""
+        server = self._server(migration)
+        if server is None:
+            return Uses.NEITHER
+        if self._compute is None:
+            return "no compute service is configured that could be asked"
+        try:
+            return self._compute.uses(server, migration.volume_id, migration.destination_volume_id)
+        except errors.MigratorError as error:
+            LOG.warning("Migration %s waits: %s", migration.id, error)
+            return error.message
+
+    def _failed(self, migration: Migration, reason: str) -> errors.SwapFailed:
+        server = self._server(migration) or "of the volume"
+        return errors.SwapFailed(server=server, volume_id=migration.volume_id, reason=reason)
+
+    def _wait(self, message: str, seconds: float | None = None) -> Outcome:
+        wait = self._conf.nova_poll_seconds if seconds is None else seconds
+        return Outcome(Event.WAITING, message, wait_seconds=wait)
+
+
+def _undecided(rows: list[Attachment]) -> errors.SwapUndecided:
+    row = next(each for each in rows if swaps.use([each]) is Use.CONNECTED)
+    return errors.SwapUndecided(attachment_id=row.id, server=row.instance_uuid, host=row.attached_host)

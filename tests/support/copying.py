@@ -1,0 +1,45 @@
+"""Files to be copied, and what a copier is given with them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from migrator import machine
+from migrator.drivers.base import Connection
+
+MIB = 1 << 20
+SIZE = 8 * MIB + 4097
+SLOW = {"bytes_per_second": 2 * MIB, "checkpoint_seconds": 0.1}
+
+
+class Volume:
+    """A file and the connections that lead to it."""
+
+    def __init__(self, path: Path, content: bytes | None = None, size: int = SIZE) -> None:
+        self.path, self.size = path, size
+        with path.open("wb") as file:
+            file.write(content or b"")
+            file.truncate(size)
+
+    def connection(self, writable: bool = False, **changes: Any) -> Connection:
+        values = {"is_zero": True, **changes}
+        return Connection("file", str(self.path), machine.boot_id(), self.size, writable=writable, **values)
+
+    def __call__(self, writable: bool = False, **changes: Any) -> dict[str, Any]:
+        return self.connection(writable, **changes).as_dict()
+
+
+def no() -> bool:
+    return False
+
+
+def ignore(event: dict[str, Any]) -> None:
+    pass
+
+
+def after(seconds: float, answer: bool | str = True) -> Callable[[], bool | str]:
+    due = time.monotonic() + seconds
+    return lambda: answer if time.monotonic() > due else False
