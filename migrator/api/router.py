@@ -18,7 +18,7 @@ from migrator.context import RequestContext
 
 def make_mapper() -> routes_library.Mapper:
     """Return a mapper of every path to its template, first below ``/v3`` and then below ``/v3/{project_id}``."""
-    mapper = routes_library.Mapper(always_scan=True)
+    mapper = routes_library.Mapper()
     mapper.minimization = False
     for prefix, table in (("/v3", ROUTES), ("/v3/{project_id}", ROUTES), ("", DISCOVERY)):
         for path in table:

@@ -80,22 +80,20 @@ def start(session: Session, volume: Volume, *expected: sa.ColumnElement[bool], *
     retype = values.get("new_type_id") is not None
     if not mark(session, volume, migration_id, bool(values.get("lock_volume")), *expected, retype=retype):
         return None
-    session.execute(
-        sa.insert(Migration).values(
-            id=migration_id,
-            volume_id=volume.id,
-            destination_volume_id=str(uuid.uuid4()),
-            source_object_id=volume.object_id,
-            size=volume.size,
-            previous_status=volume.status,
-            step=states.FIRST_STEP,
-            direction=Direction.FORWARD.value,
-            bytes_total=volume.size * 1024**3,
-            verdicts=[],
-            created_at=utcnow(),
-            **values,
-        )
-    )
+    row = {
+        "id": migration_id,
+        "volume_id": volume.id,
+        "destination_volume_id": str(uuid.uuid4()),
+        "source_object_id": volume.object_id,
+        "size": volume.size,
+        "previous_status": volume.status,
+        "step": states.FIRST_STEP,
+        "direction": Direction.FORWARD.value,
+        "bytes_total": volume.size * 1024**3,
+        "verdicts": [],
+        "created_at": utcnow(),
+    }
+    execute(session, sa.insert(_ROW), **row, **values)
     return migration_id
 
 

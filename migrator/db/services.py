@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 from oslo_db import exception as db_exc
@@ -12,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from migrator import errors
 from migrator.backend_name import BackendName
-from migrator.db.api import Database, changed, now_seconds
+from migrator.db.api import Database, changed, execute, now_seconds
 from migrator.db.models import Service, utcnow
 
 VOLUME = "migrator-volume"
@@ -82,6 +83,31 @@ def _judge(service: Service, now: float, down_after: float) -> ServiceState:
     return ServiceState(service, age, age <= down_after)
 
 
+# Asked for each choice of a pool and each switch, so built once (see db/api.execute).
+_SERVICES: sa.Table = Service.__table__  # type: ignore[assignment]
+_GLANCES = sa.select(
+    *(_SERVICES.c[name] for name in ("host", "disabled", "disabled_reason", "frozen", "heartbeat_at")),
+    now_seconds().label("now"),
+).where(_SERVICES.c.binary == VOLUME)
+_PLACE = sa.select(_SERVICES.c.availability_zone, _SERVICES.c.uuid, _SERVICES.c.cluster_name).where(
+    _SERVICES.c.host == sa.bindparam("the_host"), _SERVICES.c.binary == VOLUME
+)
+
+
+def glances(session: Session) -> Sequence[sa.Row[Any]]:
+    """Every volume service as a choice sees it: host, disabled, disabled_reason, frozen, heartbeat_at, and now."""
+    return execute(session, _GLANCES).all()
+
+
+def place(session: Session, pool: str) -> dict[str, Any]:
+    """Columns of a volume that lies in ``host@backend#pool``: whose it is (LP1747949); raises NotFound."""
+    found = execute(session, _PLACE, the_host=pool.rpartition("#")[0]).one_or_none()
+    if found is None:
+        raise errors.NotFound(kind="Service", id=pool)
+    zone, service_uuid, cluster = found
+    return {"host": pool, "availability_zone": zone, "service_uuid": service_uuid, "cluster_name": cluster}
+
+
 def volume_state(session: Session, host: str, down_after: float) -> ServiceState | None:
     """The volume service of ``host@backend``, or None if none of that name ever reported."""
     found = states(session, down_after, host=host, binary=VOLUME)
@@ -90,8 +116,13 @@ def volume_state(session: Session, host: str, down_after: float) -> ServiceState
 
 def volume_states(session: Session, hosts: Sequence[str], down_after: float) -> dict[str, ServiceState]:
     """The volume services of these ``host@backend``, in one statement; a name that never reported is missing."""
-    query = sa.select(Service, now_seconds()).where(Service.host.in_(hosts), Service.binary == VOLUME)
-    return {service.host: _judge(service, now, down_after) for service, now in session.execute(query)}
+    found = session.execute(_NAMED, {"hosts": list(hosts)})
+    return {service.host: _judge(service, now, down_after) for service, now in found}
+
+
+_NAMED = sa.select(Service, now_seconds()).where(
+    Service.host.in_(sa.bindparam("hosts", expanding=True)), Service.binary == VOLUME
+)
 
 
 def can_stand_in(one: Service, other: Service) -> bool:

@@ -11,9 +11,9 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from migrator import errors
-from migrator.db import attachments, types, volumes
-from migrator.db.api import now_seconds
-from migrator.db.models import Migration, Service, Volume
+from migrator.db import attachments, services, types, volumes
+from migrator.db.api import execute, now_seconds
+from migrator.db.models import Migration, Volume
 from migrator.volume import states
 from migrator.volume.states import Direction, Position
 
@@ -23,7 +23,22 @@ HELD = ("maintenance", "retyping")
 KEPT = "maintenance"
 #: What tells the service of its backend to remove what a twin's row names.
 _DOOMED = {"status": "deleting", "migration_status": "deleting"}
-_PLACE = ("host", "availability_zone", "service_uuid", "cluster_name", "provider_id", "provider_location")
+_PLACE = ("name_id", "host", "availability_zone", "service_uuid", "cluster_name", "provider_id", "provider_location")
+#: Columns in which a twin is like its volume.
+_LIKENESS = (
+    *("project_id", "user_id", "size", "display_name", "display_description"),
+    *("bootable", "readonly", "volume_type_id", "multiattach"),
+)
+_VOLUMES: sa.Table = Volume.__table__  # type: ignore[assignment]
+
+
+def _living(*names: str) -> sa.Select[Any]:
+    """Columns of a living row; a migration asks several times, so it is built once (see db/api.execute)."""
+    columns = [_VOLUMES.c[name] for name in names]
+    return sa.select(*columns).where(_VOLUMES.c.id == sa.bindparam("the_id"), _VOLUMES.c.deleted_at.is_(None))
+
+
+_ALIKE, _WHERE = _living(*_LIKENESS), _living(*_PLACE)
 
 
 def enter(session: Session, migration: Migration, at: Position, to: Position, *, deferred: bool) -> None:
@@ -43,26 +58,26 @@ def enter(session: Session, migration: Migration, at: Position, to: Position, *,
 
 
 def _insert(session: Session, migration: Migration) -> None:
-    volume = volumes.get(session, migration.volume_id)
-    place = _place(session, migration)
+    volume = _columns_of(session, migration.volume_id, _ALIKE)
     volumes.insert(
         session,
         id=migration.destination_volume_id,
-        twin_of=volume.id,
+        twin_of=migration.volume_id,
         migration_id=migration.id,
-        project_id=volume.project_id,
-        user_id=volume.user_id,
-        size=volume.size,
         status="creating",
         attach_status="detached",
-        migration_status=f"target:{volume.id}",
-        display_name=volume.display_name,
-        display_description=volume.display_description,
-        bootable=volume.bootable,
-        readonly=volume.readonly,
-        **{"volume_type_id": volume.volume_type_id, "multiattach": volume.multiattach, **_new_type(session, migration)},
-        **place,
+        migration_status=f"target:{migration.volume_id}",
+        **{**volume, **_new_type(session, migration)},
+        **_place(session, migration),
     )
+
+
+def _columns_of(session: Session, volume_id: str, statement: sa.Select[Any]) -> dict[str, Any]:
+    """Some columns of a living volume or twin; raises NotFound."""
+    found = execute(session, statement, the_id=volume_id).one_or_none()
+    if found is None:
+        raise errors.NotFound(kind="Volume", id=volume_id)
+    return dict(found._mapping)
 
 
 def _new_type(session: Session, migration: Migration) -> dict[str, Any]:
@@ -74,20 +89,9 @@ def _new_type(session: Session, migration: Migration) -> dict[str, Any]:
 
 
 def _place(session: Session, migration: Migration) -> dict[str, Any]:
-    """Columns that say where the destination is: host, availability_zone, service_uuid, cluster_name (LP1747949)."""
+    """Columns that say where the destination is."""
     assert migration.destination_host is not None
-    host = migration.destination_host
-    service = session.scalar(
-        sa.select(Service).where(Service.host == host.rpartition("#")[0], Service.binary == "migrator-volume")
-    )
-    if service is None:
-        raise errors.NotFound(kind="Service", id=host)
-    return {
-        "host": host,
-        "availability_zone": service.availability_zone,
-        "service_uuid": service.uuid,
-        "cluster_name": service.cluster_name,
-    }
+    return services.place(session, migration.destination_host)
 
 
 def _let_go(session: Session, migration: Migration, deferred: bool) -> None:
@@ -116,24 +120,29 @@ def apply(session: Session, migration: Migration) -> None:
     if migration.step == states.RECORD_MOVE.name:
         _switch(session, migration, _new_type(session, migration))
     elif migration.step == states.SWITCH_VOLUME.name:
-        twin = volumes.get(session, migration.destination_volume_id)
-        volume = volumes.get(session, migration.volume_id)
+        twin_id, volume_id = migration.destination_volume_id, migration.volume_id
+        twin, volume = (_columns_of(session, each, _WHERE) for each in (twin_id, volume_id))
         place = {
-            "name_id": twin.object_id,
+            "name_id": twin["name_id"] or twin_id,
             **_new_type(session, migration),
-            "provider_id": twin.provider_id,
-            "provider_location": twin.provider_location,
+            "provider_id": twin["provider_id"],
+            "provider_location": twin["provider_location"],
         }
         _switch(session, migration, place)
         if migration.plan == states.ATTACHED.name:
-            attachments.move(session, twin.id, volume.id)
-        volumes.update_where(session, twin.id, **_DOOMED, **_place_of(volume, twin.id))
+            attachments.move(session, twin_id, volume_id)
+        volumes.update_where(session, twin_id, **_DOOMED, **_named_by(twin_id, volume_id, volume))
+
+
+def _named_by(owner_id: str, volume_id: str, columns: dict[str, Any]) -> dict[str, Any]:
+    """Columns that make the row ``owner_id`` name what the row ``volume_id``, with its ``columns``, names now."""
+    object_id = columns["name_id"] or volume_id
+    return {**columns, "name_id": None if object_id == owner_id else object_id}
 
 
 def _place_of(volume: Volume, owner_id: str) -> dict[str, Any]:
-    """Columns that make the row ``owner_id`` name what the row ``volume`` names now."""
-    named = {column: getattr(volume, column) for column in _PLACE}
-    return {**named, "name_id": None if volume.object_id == owner_id else volume.object_id}
+    """The same of a volume that was read."""
+    return _named_by(owner_id, volume.id, {column: getattr(volume, column) for column in _PLACE})
 
 
 def _switch(session: Session, migration: Migration, values: dict[str, Any]) -> None:

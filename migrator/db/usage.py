@@ -90,10 +90,18 @@ def _count_migrations(session: Session, pools: dict[str, PoolUsage], reported_at
             pools[host].reserved_gib += size
 
 
+_pools: sa.Table = PoolGeneration.__table__  # type: ignore[assignment]
+_GENERATIONS = sa.select(_pools.c.name, _pools.c.generation)
+_RESERVE = (
+    sa.update(_pools)
+    .where(_pools.c.name == sa.bindparam("pool"), _pools.c.generation == sa.bindparam("seen"))
+    .values(generation=_pools.c.generation + 1)
+)
+
+
 def pool_generations(session: Session) -> dict[str, int]:
     """Every pool's counter, to be read before the usage."""
-    query = sa.select(PoolGeneration.name, PoolGeneration.generation)
-    return {name: generation for name, generation in session.execute(query)}  # noqa: C416 (typed)
+    return {name: generation for name, generation in execute(session, _GENERATIONS)}  # noqa: C416 (typed)
 
 
 def reserve(session: Session, pool: str, generation: int | None) -> bool:
@@ -104,9 +112,4 @@ def reserve(session: Session, pool: str, generation: int | None) -> bool:
     if generation is None:
         session.execute(sa.insert(PoolGeneration).values(name=pool, generation=1))
         return True
-    result = session.execute(
-        sa.update(PoolGeneration)
-        .where(PoolGeneration.name == pool, PoolGeneration.generation == generation)
-        .values(generation=generation + 1)
-    )
-    return changed(result) == 1
+    return changed(execute(session, _RESERVE, pool=pool, seen=generation)) == 1

@@ -5,14 +5,16 @@ Every function takes a Session; callers decide what belongs into one transaction
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
+from sqlalchemy.sql import roles
 
 from migrator import errors
-from migrator.db.api import changed, now_seconds
+from migrator.db.api import changed, execute, now_seconds
 from migrator.db.models import Attachment, Snapshot, Volume, VolumeMetadata, VolumeType, utcnow
 
 _VOLUMES: sa.Table = Volume.__table__  # type: ignore[assignment]
@@ -23,13 +25,14 @@ AT_REST = ("success", "error")
 
 def get(session: Session, volume_id: str, *, deleted: bool = False) -> Volume:
     """Return the volume or twin; raises NotFound."""
-    query = sa.select(Volume).where(Volume.id == volume_id)
-    if not deleted:
-        query = query.where(Volume.deleted_at.is_(None))
-    volume = session.scalar(query.execution_options(populate_existing=True))
+    volume = session.scalar(_ANY if deleted else _LIVING, {"the_id": volume_id})
     if volume is None:
         raise errors.NotFound(kind="Volume", id=volume_id)
     return volume
+
+
+_ANY = sa.select(Volume).where(Volume.id == sa.bindparam("the_id")).execution_options(populate_existing=True)
+_LIVING = _ANY.where(Volume.deleted_at.is_(None))
 
 
 def find(session: Session, volume_id: str) -> Volume | None:
@@ -54,33 +57,48 @@ def has_snapshots() -> sa.ColumnElement[bool]:
 
 def update_where(session: Session, volume_id: str, *expected: sa.ColumnElement[bool], **values: Any) -> bool:
     """Change the living volume if every expectation holds; tell whether it did."""
-    result = session.connection().execute(  # past the session's objects: this is done many times per migration
+    plain, by_sql = _kinds({**values, "updated_at": utcnow()})
+    statement = _update(tuple(plain)).where(*expected)
+    if by_sql:
+        statement = statement.values(by_sql)
+    given = {f"new_{name}": value for name, value in plain.items()}
+    return changed(execute(session, statement, the_id=volume_id, **given)) == 1
+
+
+def _kinds(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Plain values, and those that the database works out."""
+    by_sql = {name: value for name, value in values.items() if isinstance(value, roles.SQLRole)}
+    return {name: value for name, value in values.items() if name not in by_sql}, by_sql
+
+
+@functools.lru_cache(maxsize=200)
+def _update(names: tuple[str, ...]) -> sa.Update:
+    """An UPDATE of these columns of the living volume: a migration makes many, of few kinds (see db/api.execute)."""
+    values = {name: sa.bindparam(f"new_{name}", type_=_VOLUMES.c[name].type) for name in names}
+    return (
         sa.update(_VOLUMES)
-        .where(_VOLUMES.c.id == volume_id, _VOLUMES.c.deleted_at.is_(None), *expected)
-        .values(updated_at=utcnow(), **values)
+        .where(_VOLUMES.c.id == sa.bindparam("the_id"), _VOLUMES.c.deleted_at.is_(None))
+        .values(values)
     )
-    return changed(result) == 1
 
 
 def insert(session: Session, metadata: dict[str, str] | None = None, **values: Any) -> None:
     """Add a volume's row with its metadata."""
-    session.execute(sa.insert(Volume).values(created_at=utcnow(), **values))
+    plain, by_sql = _kinds({"created_at": utcnow(), **values})
+    execute(session, sa.insert(_VOLUMES).values(by_sql) if by_sql else sa.insert(_VOLUMES), **plain)
     if metadata:
         rows = [{"volume_id": values["id"], "key": key, "value": value} for key, value in metadata.items()]
         session.execute(sa.insert(VolumeMetadata), rows)
 
 
-def place(session: Session, volume_id: str, host: str, zone: str, service_uuid: str, cluster: str | None) -> bool:
-    """Give a volume that is being created its host; False when somebody else did or it is gone."""
+def place(session: Session, volume_id: str, where: dict[str, Any]) -> bool:
+    """Give a volume that is being created its host (services.place); False when somebody else did or it is gone."""
     return update_where(
         session,
         volume_id,
         Volume.status == "creating",
         Volume.host.is_(None),
-        host=host,
-        availability_zone=zone,
-        service_uuid=service_uuid,
-        cluster_name=cluster,
+        **where,
         placed_at=now_seconds(),
     )
 
@@ -92,8 +110,10 @@ def bury(session: Session, volume_id: str) -> None:
 
 def remove(session: Session, volume_id: str) -> None:
     """Remove a twin's row for good: no tenant ever knew it."""
-    session.execute(sa.delete(VolumeMetadata).where(VolumeMetadata.volume_id == volume_id))
-    session.execute(sa.delete(Volume).where(Volume.id == volume_id, Volume.twin_of.is_not(None)))
+    execute(session, _REMOVE, the_id=volume_id)
+
+
+_REMOVE = sa.delete(_VOLUMES).where(_VOLUMES.c.id == sa.bindparam("the_id"), _VOLUMES.c.twin_of.is_not(None))
 
 
 def living(session: Session, service: str, *expected: sa.ColumnElement[bool]) -> list[Volume]:

@@ -25,9 +25,9 @@ from migrator.backend_name import BackendName
 from migrator.conf import Conf
 from migrator.context import RequestContext, service_context
 from migrator.db import messages, migrations, services, usage, volumes
-from migrator.db.api import Database, clock
+from migrator.db.api import Database, clock, execute
 from migrator.db.migrations import Outcome
-from migrator.db.models import ExtraSpec, Migration, Service, Volume, utcnow
+from migrator.db.models import ExtraSpec, Migration, Volume, utcnow
 from migrator.notifications import OFF, MigrationNews, Notifications
 from migrator.rpc import VERSION, VolumeClient
 from migrator.scheduler import explain
@@ -173,7 +173,7 @@ class SchedulerManager:
         deadline = self._born + self._conf.report_interval
         if time.monotonic() >= deadline:
             return
-        expected = {host for host, state in self._db.read(self._services).items() if state.up}
+        expected = {host for host, state in self._db.read(self._known)["services"].items() if state.up}
 
         def all_there() -> bool:
             return expected <= {pool.name.service for pool in self._pools.all()}
@@ -210,10 +210,12 @@ class SchedulerManager:
         return self._db.run(lambda session: self._advance(session, row, Outcome(Event.FAILED, error=error)))
 
     def _pick(self, session: Session, migration: Migration) -> Migration:
-        volume = volumes.get(session, migration.volume_id)
-        type_id = migration.new_type_id or volume.volume_type_id
-        wish = (migration.size, type_id, migration.source_host, migration.requested_host)
-        choice = self._choose(session, self._move(session, volume, *wish))
+        found = execute(session, _WISH, the_id=migration.volume_id).one_or_none()
+        if found is None:
+            raise errors.NotFound(kind="Volume", id=migration.volume_id)
+        type_id, zone = found
+        wish = (migration.size, migration.new_type_id or type_id, migration.source_host, migration.requested_host)
+        choice = self._choose(session, self._move(session, zone, *wish))
         values: dict[str, Any] = {"verdicts": [verdict._asdict() for verdict in choice.verdicts[:KEPT_VERDICTS]]}
         if choice.pool is None:
             error = errors.NoValidBackend(reason=choice.reason())
@@ -222,28 +224,28 @@ class SchedulerManager:
         return self._advance(session, migration, Outcome(Event.DONE, values=values))
 
     def _move(
-        self, session: Session, volume: Volume, size: int, type_id: str | None, source_host: str, host: str | None
+        self, session: Session, zone: str, size: int, type_id: str | None, source_host: str, host: str | None
     ) -> Request:
-        """What a place is sought for when a volume is moved, to ``host`` or, None, to wherever is best."""
+        """What a place is sought for when a volume of ``zone`` is moved, to ``host`` or, None, to wherever is best."""
         source = BackendName.parse(source_host)
         known = self._pools.get(source)
         return Request(
             size_gib=size,
             extra_specs=_extra_specs(session, type_id),
             # Who names no place did not ask for another zone (LP1883928); who names one may leave it.
-            availability_zone=volume.availability_zone if host is None else None,
+            availability_zone=zone if host is None else None,
             source=source,
             source_location=dict(known.location) if known is not None else None,
             requested=BackendName.parse(host) if host else None,
             exclude=frozenset(),
-            services=self._services(session),
-            now=clock(session),
+            **self._known(session),
         )
 
     def _told(self, session: Session, volume_id: str, host: str | None) -> dict[str, Any]:
         """The choice that a migration of the volume would be, in words and numbers."""
         volume = volumes.get(session, volume_id)
-        request = self._move(session, volume, volume.size, volume.volume_type_id, volume.host or "", host)
+        wish = (volume.availability_zone, volume.size, volume.volume_type_id, volume.host or "", host)
+        request = self._move(session, *wish)
         candidates = self._candidates(session)
         choice = self._chooser.choose(candidates, request)
         return explain.tell(choice, candidates, self._chooser.weighers, request)
@@ -255,7 +257,8 @@ class SchedulerManager:
         pool = self._pools.get(here)
         if pool is None:
             return f"no report of {here} has come from its backend"
-        known = {host: replace(state, disabled=False, frozen=False) for host, state in self._services(session).items()}
+        known = self._known(session)
+        services_ = {host: replace(state, disabled=False, frozen=False) for host, state in known["services"].items()}
         request = Request(
             size_gib=0,
             extra_specs=_extra_specs(session, type_id),
@@ -264,8 +267,8 @@ class SchedulerManager:
             source_location=None,
             requested=here,
             exclude=frozenset(),
-            services=known,
-            now=clock(session),
+            services=services_,
+            now=known["now"],
         )
         for each in self._chooser.filters:
             reason = None if each.name in FOR_NEWCOMERS else each.against(pool, NOTHING_USED, request)
@@ -285,19 +288,13 @@ class SchedulerManager:
             source_location=None,
             requested=None,
             exclude=frozenset(),
-            services=self._services(session),
-            now=clock(session),
+            **self._known(session),
         )
         choice = self._choose(session, request)
         if choice.pool is None:
             raise errors.NoValidBackend(reason=choice.reason())
-        host = choice.pool.name
-        service = session.scalar(
-            sa.select(Service).where(Service.host == host.service, Service.binary == services.VOLUME)
-        )
-        assert service is not None, "the filter service_up knows it"
-        volumes.place(session, volume_id, str(host), service.availability_zone, service.uuid, service.cluster_name)
-        return str(host)
+        volumes.place(session, volume_id, services.place(session, choice.pool.host))
+        return choice.pool.host
 
     def _choose(self, session: Session, request: Request) -> Choice:
         """Choose, and reserve on the pool chosen; raises ReservationLost."""
@@ -315,18 +312,11 @@ class SchedulerManager:
         used = usage.usage(session, _report_times(pools))
         return [(pool, _usage(used, pool)) for pool in pools]
 
-    def _services(self, session: Session) -> dict[str, ServiceState]:
-        found = services.states(session, self._conf.service_down_time, binary=services.VOLUME)
-        return {
-            state.service.host: ServiceState(
-                up=state.up,
-                disabled=state.service.disabled,
-                disabled_reason=state.service.disabled_reason,
-                frozen=state.service.frozen,
-                seconds_since_heartbeat=state.seconds_since_heartbeat,
-            )
-            for state in found
-        }
+    def _known(self, session: Session) -> dict[str, Any]:
+        """Fields of a request that say what is known at this moment: the volume services, and the time."""
+        found = services.glances(session)
+        states_ = {row.host: _judged(row, self._conf.service_down_time) for row in found}
+        return {"services": states_, "now": found[0].now if found else clock(session)}
 
     def _advance(self, session: Session, migration: Migration, outcome: Outcome) -> Migration:
         return migrations.advance(
@@ -336,6 +326,18 @@ class SchedulerManager:
             attempts_allowed=self._conf.migration_attempts,
             retry_seconds=self._conf.migration_retry_seconds,
         )
+
+
+_VOLUMES: sa.Table = Volume.__table__  # type: ignore[assignment]
+#: What a volume says of the place that it may go to; built once (see db/api.execute).
+_WISH = sa.select(_VOLUMES.c.volume_type_id, _VOLUMES.c.availability_zone).where(
+    _VOLUMES.c.id == sa.bindparam("the_id"), _VOLUMES.c.deleted_at.is_(None)
+)
+
+
+def _judged(service: sa.Row[Any], down_after: float) -> ServiceState:
+    age = max(0.0, service.now - service.heartbeat_at)
+    return ServiceState(age <= down_after, service.disabled, service.disabled_reason, service.frozen, age)
 
 
 def _extra_specs(session: Session, type_id: str | None) -> dict[str, str]:

@@ -65,7 +65,7 @@ class Process:
             log.seek(self._from)
             return log.read().decode(errors="replace")
 
-    def wait_ready(self, seconds: float = 30.0) -> None:
+    def wait_ready(self, seconds: float = 90.0) -> None:
         """Wait for the one line that says so."""
 
         def ready() -> bool:
