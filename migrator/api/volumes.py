@@ -85,7 +85,7 @@ def _list(request: Request, detail: bool) -> Answer:
         scope = sa.and_(scope, Volume.twin_of.is_(None))
     if not everybody:
         scope = sa.and_(scope, Volume.project_id == request.context.project_id, Volume.twin_of.is_(None))
-    columns = Volume.__table__.c if detail else (Volume.id, Volume.display_name)
+    columns = volumes.SHOWN if detail else (Volume.id, Volume.display_name)
 
     def work(session: Session) -> tuple[list[Any], int | None]:
         found = listing.VOLUMES.fetch(session, scope, filters, page, *columns)

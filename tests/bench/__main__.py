@@ -13,13 +13,16 @@ import platform
 import statistics
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+import sqlalchemy as sa
 
+from migrator.db.models import Volume, utcnow
 from tests.bench import bench_scheduler
 from tests.support.data import GIB, MIB, write_pattern
 from tests.support.deployment import Deployment, database
@@ -30,6 +33,7 @@ from tests.support.waiting import until
 ROUNDS = 15
 MANY = 50
 LISTED = 1000
+VERY_MANY = 10_000
 
 
 class KeepAlive(Rest):
@@ -51,9 +55,11 @@ class Bed:
     """A running migrator with two backends, and what the benchmarks ask of it."""
 
     def __init__(
-        self, name: str, url: str, hosts: tuple[str, str], pids: list[int], place: Callable[[str], Path]
+        self, name: str, url: str, hosts: tuple[str, str], pids: list[int], place: Callable[[str], Path], tables: str
     ) -> None:
         self.name, self.url, self.hosts, self.pids, self.place = name, url, hosts, pids, place
+        #: The URL of the database.
+        self.tables = tables
         self.rest = KeepAlive(url)
 
     def other(self, host: str) -> str:
@@ -70,9 +76,9 @@ def embedded(directory: Path) -> Iterator[Bed]:
     service = AllInOne(directory)
     try:
         hosts = ("node@file1#pool1", "node@file2#pool2")
-        yield Bed(
-            "migrator-all", service.url, hosts, [service.process.pid], lambda o: service.path("file1", "pool1", o)
-        )
+        tables = f"sqlite:///{service.state / 'migrator.sqlite'}"
+        pids = [service.process.pid]
+        yield Bed("migrator-all", service.url, hosts, pids, lambda o: service.path("file1", "pool1", o), tables)
     finally:
         service.process.end()
 
@@ -85,7 +91,7 @@ def separate(directory: Path) -> Iterator[Bed]:
             pids = [process.pid for process in deployment.processes.values()]
             hosts = ("hosta@file1#pool1", "hostb@file2#pool2")
             address = f"http://127.0.0.1:{deployment.port}"
-            yield Bed("RabbitMQ+MariaDB", address, hosts, pids, lambda o: deployment.path("file1", "pool1", o))
+            yield Bed("RabbitMQ+MariaDB", address, hosts, pids, lambda o: deployment.path("file1", "pool1", o), url)
         finally:
             deployment.end()
 
@@ -171,6 +177,51 @@ def listing(bed: Bed) -> dict[str, str]:
     return result
 
 
+def pages(bed: Bed) -> dict[str, str]:
+    """Paging by marker through very many volumes, whose rows are put beside those there are, and one of them."""
+    have = bed.rest.ok("GET", "/volumes/summary")["volume-summary"]["total_count"]
+    _insert_volumes(bed, VERY_MANY - have)
+    result = {}
+    for name, path in {"list": "/volumes", "list in detail": "/volumes/detail"}.items():
+        samples: list[float] = []
+        for _ in range(3):
+            samples += _walk(bed, path)
+        result[f"page of {LISTED} of {VERY_MANY} volumes, {name}, ms"] = milliseconds(samples)
+    one = bed.rest.ok("GET", "/volumes?limit=1")["volumes"][0]["id"]
+    singles = []
+    for _ in range(200):
+        began = time.perf_counter()
+        bed.rest.volume(one)
+        singles.append(time.perf_counter() - began)
+    result[f"one of {VERY_MANY} volumes, ms"] = milliseconds(singles)
+    return result
+
+
+def _walk(bed: Bed, path: str) -> list[float]:
+    """Seconds of each page from the first to the last."""
+    samples, seen, query = [], 0, f"limit={LISTED}"
+    while True:
+        began = time.perf_counter()
+        answer = bed.rest.ok("GET", f"{path}?{query}")
+        samples.append(time.perf_counter() - began)
+        seen += len(answer["volumes"])
+        if seen >= VERY_MANY:
+            return samples
+        query = f"limit={LISTED}&marker={answer['volumes'][-1]['id']}"
+
+
+def _insert_volumes(bed: Bed, count: int) -> None:
+    engine = sa.create_engine(bed.tables)
+    row: dict[str, object] = {"project_id": bed.rest.project, "user_id": "admin", "host": bed.hosts[0]}
+    row |= {"availability_zone": "nova", "size": 1, "status": "available", "created_at": utcnow()}
+    with engine.begin() as connection:
+        for begin in range(0, count, 500):
+            numbers = range(begin, min(count, begin + 500))
+            rows = [{**row, "id": str(uuid.uuid4()), "display_name": f"volume {number}"} for number in numbers]
+            connection.execute(sa.insert(Volume.__table__), rows)  # type: ignore[arg-type]
+    engine.dispose()
+
+
 def memory_of_a_copy(bed: Bed) -> dict[str, str]:
     """What the copy worker needs above its idle self, for volumes of several sizes."""
     result = {}
@@ -211,7 +262,7 @@ def main() -> None:
         if only in (None, name):
             with tempfile.TemporaryDirectory(prefix="migrator-bench-") as directory, opened(Path(directory)) as bed:
                 columns[bed.name] = {}
-                for measure in (single, many, memory_of_a_copy, listing):
+                for measure in (single, many, memory_of_a_copy, listing, pages):
                     columns[bed.name] |= measure(bed)
     print(f"\n{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {ROUNDS} rounds;")
     print("median (smallest … largest)\n")
