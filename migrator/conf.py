@@ -215,8 +215,9 @@ MIGRATION_OPTS: list[cfg.Opt] = [
     ),
     cfg.StrOpt(
         "compute_service",
-        help="Who moves running servers from one volume to another, an entry point of migrator.compute (nova). Set it "
-        "for the API and for every volume service to migrate volumes in use; unset: they are refused.",
+        help="Who moves running servers from one volume to another, an entry point of migrator.compute (nova, or qemu "
+        "for hosts without a compute service). Set it for the API and for every volume service to migrate volumes in "
+        "use; unset: they are refused.",
     ),
     cfg.FloatOpt(
         "nova_poll_seconds",
@@ -399,7 +400,7 @@ DATABASE_OPTS: list[cfg.Opt] = [
         secret=True,
         help="SQLAlchemy URL of the database: sqlite:////path, mysql+pymysql://user:password@host/db or "
         "postgresql+psycopg2://user:password@host/db. Default: the file migrator.sqlite in state_path. Parameters of "
-        "the client library may follow: ?read_timeout=60, say, the seconds after which a silent MariaDB is given up.",
+        "the client library may follow: ?read_timeout=60, say, the seconds after which a silent server is given up.",
     ),
     cfg.IntOpt("max_pool_size", default=20, min=1, help="Connections kept open per process."),
     cfg.IntOpt("max_overflow", default=50, min=0, help="Connections beyond max_pool_size under load, per process."),
@@ -440,6 +441,34 @@ def register_nova(conf: Conf) -> None:
     conf.register_opts(nova_opts(), group=NOVA)
 
 
+#: Section of the options of plain QEMU.
+QEMU = "qemu"
+QEMU_OPTS: list[cfg.Opt] = [
+    cfg.StrOpt(
+        "qmp_socket_template",
+        default="/run/qemu/%s.qmp",
+        help="Path of the QMP socket of a server's QEMU on this host; %s is replaced by the server's id. Give migrator "
+        "a monitor of its own (-qmp unix:PATH,server=on,wait=off): QEMU serves one client of a monitor at a time.",
+    ),
+    cfg.DictOpt(
+        "qmp_sockets",
+        default={},
+        help="QMP sockets of servers whose path does not follow qmp_socket_template: server-id:PATH, server-id:PATH.",
+    ),
+    cfg.FloatOpt(
+        "qmp_timeout_seconds",
+        default=5.0,
+        min=0.1,
+        help="Seconds that QEMU has to answer one command. Raise it for hosts whose storage hangs for longer.",
+    ),
+]
+
+
+def register_qemu(conf: Conf) -> None:
+    """Register the options of [qemu]: only who speaks to QEMU needs them."""
+    conf.register_opts(QEMU_OPTS, group=QEMU)
+
+
 _GROUPS: list[tuple[str | None, list[cfg.Opt]]] = [
     (None, SERVICE_OPTS + API_OPTS + SCHEDULER_OPTS + MIGRATION_OPTS + EXPORT_OPTS),
     ("database", DATABASE_OPTS),
@@ -450,7 +479,7 @@ _SAMPLE_BACKEND = "file1"
 def list_opts() -> list[tuple[str, list[cfg.Opt]]]:
     """Every group with its options, for the sample configuration file."""
     groups = [(group or "DEFAULT", opts) for group, opts in _GROUPS]
-    return [*groups, (NOVA, [*nova_opts(), *_password_opts()]), (_SAMPLE_BACKEND, BACKEND_OPTS)]
+    return [*groups, (NOVA, [*nova_opts(), *_password_opts()]), (QEMU, QEMU_OPTS), (_SAMPLE_BACKEND, BACKEND_OPTS)]
 
 
 def _password_opts() -> list[cfg.Opt]:
@@ -498,4 +527,7 @@ def database_url(conf: Conf) -> str:
     return conf.database.connection or f"sqlite:///{conf.state_path}/migrator.sqlite"
 
 
-__all__ = ["GIB", "NOVA", "Conf", "backend", "database_url", "list_opts", "load", "new", "register_nova"]
+__all__ = [
+    *("GIB", "NOVA", "Conf", "backend", "database_url", "list_opts", "load", "new"),
+    *("register_nova", "register_qemu"),
+]

@@ -6,6 +6,7 @@ twice is repaired by the sweeps, so every cast may be dropped and every handler 
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import importlib
 import logging
@@ -35,6 +36,11 @@ VERSION = "1.0"
 HEARTBEAT_SECONDS = 15
 #: Casts that may wait for the broker in a process whose clients must not; beyond, they are left to the sweeps.
 UNSENT_CASTS = 1000
+#: Calls that such a process has under way at once, each in a thread of its own; one more is refused.
+UNANSWERED_CALLS = 200
+#: Seconds that a request waits for the first connection to the broker, and beyond a call's own time for a broker that
+#: is silent; so often more than once such a call is sent before the broker is given up.
+CONNECT_SECONDS, SILENCE_SECONDS, RESENDS = 5.0, 2.0, 1
 
 #: Errors of ours that cross the bus as themselves.
 _ALLOWED_MODULES = ["migrator.errors"]
@@ -88,15 +94,55 @@ def server(bus: messaging.Transport, topic: str, name: str, endpoints: Sequence[
 
 
 class Outbox:
-    """Sends casts in a thread of its own, so that whoever answers a request never waits for the broker.
+    """Sends in threads of its own, so that whoever answers a request waits for the broker for a bounded time only.
 
-    A sender waits as long as the broker is away, and with a silent one for its heartbeat: what waits longer than
-    ``UNSENT_CASTS`` others is dropped, and a sweep repairs that.
+    A sender waits as long as the broker is away, and with a silent one for its heartbeat.  Of casts, what waits longer
+    than ``UNSENT_CASTS`` others is dropped, and a sweep repairs that; a call is given up when its time is over.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, bus: messaging.Transport) -> None:
         self._unsent: queue.Queue[Callable[[], None]] = queue.Queue(UNSENT_CASTS)
+        self._calls = threading.BoundedSemaphore(UNANSWERED_CALLS)
+        self._connected = threading.Event()
         threading.Thread(target=self._send_forever, name="casts", daemon=True).start()
+        threading.Thread(target=self._connect, args=(bus,), name="first call", daemon=True).start()
+
+    def _connect(self, bus: messaging.Transport) -> None:
+        """Ask for nothing of use: the first call opens the queue of answers, and waits for ever until it has.
+
+        Made by a request, that call would be sent whenever the broker comes back, long after the request was refused.
+        """
+        target = messaging.Target(topic=SCHEDULER_TOPIC, version=VERSION)
+        client = messaging.get_rpc_client(bus, target, serializer=_Serializer(), timeout=1, retry=RESENDS)
+        try:
+            client.call(service_context(), "get_pools", detail=False)
+        except Exception as error:  # the top of the thread; without an answer the queue of answers is open all the same
+            LOG.debug("The first call: %s", error)
+        self._connected.set()
+
+    def call(self, send: Callable[[], Any], seconds: float) -> Any:
+        """Return what ``send`` returns or raise what it raises; after so many seconds and some, ServiceUnavailable.
+
+        What a silent broker took may be done later, as after any call that was not answered in time.
+        """
+        if not self._connected.wait(min(seconds, CONNECT_SECONDS)):
+            raise _broker_away("no connection to it yet; see transport_url and whether it runs")
+        if not self._calls.acquire(blocking=False):
+            raise _broker_away(f"{UNANSWERED_CALLS} calls wait for their answers")
+        answer: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        threading.Thread(target=self._answer, args=(send, answer), name="call", daemon=True).start()
+        try:
+            return answer.result(seconds + SILENCE_SECONDS)
+        except concurrent.futures.TimeoutError:
+            raise _broker_away(f"it did not take the message within {seconds + SILENCE_SECONDS:g} s") from None
+
+    def _answer(self, send: Callable[[], Any], answer: concurrent.futures.Future[Any]) -> None:
+        try:
+            answer.set_result(send())
+        except BaseException as error:  # the top of the thread; whoever waits raises it
+            answer.set_exception(error)
+        finally:
+            self._calls.release()
 
     def put(self, send: Callable[[], None]) -> None:
         try:
@@ -113,11 +159,15 @@ class Outbox:
                 LOG.exception("A message could not be sent; the next sweep repairs it")
 
 
+def _broker_away(reason: str) -> errors.ServiceUnavailable:
+    return errors.ServiceUnavailable(service="The message broker", reason=reason)
+
+
 class _Client:
     topic: str
 
     def __init__(self, bus: messaging.Transport, outbox: Outbox | None = None) -> None:
-        """``outbox`` sends the casts; without one they are sent where they are made."""
+        """``outbox`` sends for whoever must not wait long; without one all is sent where it is made."""
         target = messaging.Target(topic=self.topic, version=VERSION)
         self._client = messaging.get_rpc_client(bus, target, serializer=_Serializer())
         self._outbox = outbox
@@ -129,7 +179,9 @@ class _Client:
         def send() -> None:
             try:
                 client.cast(context, method, **values)
-            except messaging.MessagingException as error:
+            except Exception as error:
+                if not _is_of_the_bus(error):
+                    raise
                 LOG.warning(
                     "Message %s to %s not sent (%s); the next sweep repairs it", method, server or self.topic, error
                 )
@@ -142,14 +194,22 @@ class _Client:
     def _fanout(self, method: str, **values: Any) -> None:
         try:
             self._client.prepare(fanout=True).cast(service_context(), method, **values)
-        except messaging.MessagingException as error:
+        except Exception as error:
+            if not _is_of_the_bus(error):
+                raise
             LOG.warning("Message %s to every %s not sent: %s", method, self.topic, error)
 
     def _call(
-        self, context: RequestContext, method: str, server: str, timeouts: dict[str, float], **values: Any
+        self, context: RequestContext, method: str, server: str | None, timeouts: dict[str, float], **values: Any
     ) -> Any:
-        with _translated(f"{self.topic} on {server}", timeouts["timeout"]):
-            return self._client.prepare(server=server, **timeouts).call(context, method, **values)
+        seconds = timeouts["timeout"]
+        addressed = {"server": server} if server is not None else {}
+        resends = {"retry": RESENDS} if self._outbox is not None else {}
+        client = self._client.prepare(**addressed, **timeouts, **resends)
+        with _translated(f"{self.topic} on {server}" if server is not None else self.topic, seconds):
+            if self._outbox is None:
+                return client.call(context, method, **values)
+            return self._outbox.call(lambda: client.call(context, method, **values), seconds)
 
 
 @contextlib.contextmanager
@@ -165,8 +225,16 @@ def _translated(peer: str, seconds: float) -> Iterator[None]:
         raise errors.ServiceUnavailable(service=peer, reason=f"no answer within {waited:g} s") from error
     except messaging.RemoteError as error:
         raise errors.DriverError(backend=peer, reason=f"{error.exc_type}: {error.value}") from error
-    except messaging.MessagingException as error:
-        raise errors.ServiceUnavailable(service=peer, reason=str(error)) from error
+    except Exception as error:
+        if not _is_of_the_bus(error):
+            raise
+        raise errors.ServiceUnavailable(service=peer, reason=f"the message broker: {error}") from error
+
+
+def _is_of_the_bus(error: Exception) -> bool:
+    """Tell whether the broker is to blame: oslo.messaging lets some errors of the libraries below it through (18.3)."""
+    below = type(error).__module__.partition(".")[0] in ("kombu", "amqp")
+    return below or isinstance(error, messaging.MessagingException | OSError)
 
 
 class SchedulerClient(_Client):
@@ -176,7 +244,8 @@ class SchedulerClient(_Client):
 
     def __init__(self, bus: messaging.Transport, conf: Conf, outbox: Outbox | None = None) -> None:
         super().__init__(bus, outbox)
-        self._timeout = conf.scheduler_rpc_timeout_seconds
+        #: What somebody waits for who only asks.
+        self._question = {"timeout": conf.scheduler_rpc_timeout_seconds}
 
     def create_volume(self, context: RequestContext, volume_id: str) -> None:
         """Cast: choose a pool for a volume that is being created."""
@@ -189,22 +258,18 @@ class SchedulerClient(_Client):
     def get_pools(self, context: RequestContext, detail: bool, type_id: str | None = None) -> list[dict[str, Any]]:
         """Call: every pool known, or every one that offers what a volume type asks for; raises ServiceUnavailable."""
         values = {"detail": detail} if type_id is None else {"detail": detail, "type_id": type_id}
-        with _translated(self.topic, self._timeout):
-            pools = self._client.prepare(timeout=self._timeout).call(context, "get_pools", **values)
-        return list(pools)
+        return list(self._call(context, "get_pools", None, self._question, **values))
 
     def check_pool(self, context: RequestContext, volume_id: str, type_id: str) -> str | None:
         """Call: why the pool that a volume lies on does not do for a type, None: it does; raises ServiceUnavailable."""
-        with _translated(self.topic, self._timeout):
-            client = self._client.prepare(timeout=self._timeout)
-            reason = client.call(context, "check_pool", volume_id=volume_id, type_id=type_id)
+        values = {"volume_id": volume_id, "type_id": type_id}
+        reason = self._call(context, "check_pool", None, self._question, **values)
         return None if reason is None else str(reason)
 
     def plan(self, context: RequestContext, volume_id: str, requested_host: str | None) -> dict[str, Any]:
         """Call: which pool a migration would go to, and all that leads there; raises ServiceUnavailable, NotFound."""
-        with _translated(self.topic, self._timeout):
-            client = self._client.prepare(timeout=self._timeout)
-            return dict(client.call(context, "plan", volume_id=volume_id, requested_host=requested_host))
+        values = {"volume_id": volume_id, "requested_host": requested_host}
+        return dict(self._call(context, "plan", None, self._question, **values))
 
     def update_pools(self, report: dict[str, Any]) -> None:
         """Fanout cast: the pools of one backend as they are now."""
@@ -322,6 +387,11 @@ class VolumeClient(_Client):
         """Call: take a volume back from a server's host."""
         values = {"volume_id": volume_id, "connector": connector}
         self._call(context, "terminate_connection", _service(host), self._step, **values)
+
+    def is_open(self, context: RequestContext, host: str, volume_id: str) -> bool | None:
+        """Call: whether a hypervisor has a volume or a twin open now; None where that cannot be told."""
+        found = self._call(context, "is_open", _service(host), self._question, volume_id=volume_id)
+        return None if found is None else bool(found)
 
     def revoke_destination(self, context: RequestContext, host: str, migration_id: str) -> bool:
         """Call: end every export of the twin; True if whoever still has one open cannot write through it any more."""

@@ -7,8 +7,8 @@ reads the body, bounded, and the application then runs in native threads.
 
 from __future__ import annotations
 
-import io
 import gc
+import io
 import logging
 import os
 import socket
@@ -291,7 +291,7 @@ class ApiService(Service):
         """The WSGI application with its own database pool and bus."""
         from migrator.api import app
 
-        outbox = rpc.Outbox()
+        outbox = rpc.Outbox(self.bus)
         scheduler = rpc.SchedulerClient(self.bus, self.conf, outbox)
         return app.build(self.conf, self.db, scheduler, rpc.VolumeClient(self.bus, self.conf, outbox))
 

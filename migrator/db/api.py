@@ -24,6 +24,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
 
 from migrator import conf as config
+from migrator.db import silence
 
 T = TypeVar("T")
 LOG = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ URL_DEFAULTS = {
         "keepalives_interval": "10",
         "keepalives_count": "4",
         "tcp_user_timeout": "60000",
+        "read_timeout": "60",
     },
 }
 #: Seconds from the beginning of a transaction in which a lost connection is replaced; then the caller is told.
@@ -189,8 +191,13 @@ def _server_engine(url: sa.URL, **pool: int) -> Engine:
     a connection that was lost is noticed by its first statement, which ``Database.run`` then repeats on a new one.
     """
     # Parameters of a failed statement may hold connection_info: they stay out of the log.
-    engine = sa.create_engine(url, pool_reset_on_return=None, hide_parameters=True, **pool)
+    connect_args: dict[str, Any] = {}
+    if url.get_backend_name() == "postgresql":
+        url, connect_args = silence.split(url)
+    engine = sa.create_engine(url, pool_reset_on_return=None, hide_parameters=True, connect_args=connect_args, **pool)
     exc_filters.register_engine(engine)
+    if url.get_backend_name() == "postgresql":
+        silence.call_unreachable(engine)
     if url.get_backend_name() in ("mysql", "mariadb"):
 
         @sa.event.listens_for(engine, "connect")

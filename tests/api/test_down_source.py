@@ -18,7 +18,7 @@ def down(api: Api) -> str:
 
 
 def test_without_anybody_else_it_is_refused_at_once_with_the_reason(api: Api) -> None:
-    """Else the volume would stay at ``starting`` for ever (field.md part 1, 12)."""
+    """Else the volume would stay at ``starting`` for ever (field.md pain 12)."""
     volume_id = down(api)
     api.beat("z@file9")
     answer = migrate(api, volume_id)

@@ -24,10 +24,14 @@ def running(tmp_path: Path, broker: str) -> Iterator[Bed]:
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory, broker: str) -> Iterator[Bed]:
-    """A deployment that lives as long as the tests of one file, since each of them leaves it at rest."""
-    require("mariadb", SERVERS["mariadb"])
-    with bed(tmp_path_factory.mktemp("shared"), broker) as opened:
+def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, broker: str) -> Iterator[Bed]:
+    """A deployment that lives as long as the tests of one file, since each of them leaves it at rest.
+
+    On MariaDB, unless a test asks for another database by an indirect parameter.
+    """
+    kind = getattr(request, "param", "mariadb")
+    require(kind, SERVERS[kind])
+    with bed(tmp_path_factory.mktemp("shared"), broker, kind=kind) as opened:
         yield opened
 
 

@@ -1,14 +1,17 @@
 """Broker and database refused, and silent, while migrations start, copy and end; then everything goes on by itself.
 
-The servers are real and are not touched: a proxy stands before them.  MIGRATOR_FAULT_OUTAGE_SECONDS makes it longer.
+The servers are real and are not touched: a proxy stands before them.  An outage takes 5 s, longer than a lease and a
+time-out of these deployments; MIGRATOR_FAULT_OUTAGE_SECONDS makes it longer, 30 s say.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -27,18 +30,25 @@ VOLUMES_AT_MOST = 10
 #: After the outage all is over within this, seconds.
 RECOVERY = 60.0
 
-SERVERS: dict[str, Callable[[Bed], Proxy]] = {"broker": lambda bed: bed.broker, "database": lambda bed: bed.database}
+#: What is away: the database that the deployment runs on, and the proxy before the server.
+SERVERS: dict[str, tuple[str, Callable[[Bed], Proxy]]] = {
+    "broker": ("mariadb", lambda bed: bed.broker),
+    "mariadb": ("mariadb", lambda bed: bed.database),
+    "postgresql": ("postgresql", lambda bed: bed.database),
+}
 MODES: dict[str, Callable[[Proxy], None]] = {"refuses": Proxy.down, "is silent": Proxy.stall}
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("server", SERVERS)
+@pytest.mark.parametrize(
+    ("shared", "server"), [(kind, name) for name, (kind, _) in SERVERS.items()], indirect=["shared"]
+)
 def test_an_outage_at_the_start_in_the_copy_and_at_the_end(
     shared: Bed, chance: random.Random, server: str, mode: str
 ) -> None:
     """field.md part 5: a call that was not answered ended the migration, or nothing ever did."""
     volumes = [shared.volume(chance, mib) for mib in (4, 60, 60, 60, 4)]
-    proxy = SERVERS[server](shared)
+    proxy = SERVERS[server][1](shared)
     for volume_id in volumes[:-1]:
         assert ask(shared, volume_id) == 202
     until(lambda: {"copy_data", "verify_copy"} <= steps(shared), "some copy and some end", 60, pause=0.001)
@@ -59,6 +69,49 @@ def test_an_outage_at_the_start_in_the_copy_and_at_the_end(
         shared.rest.delete(volume_id)
         del shared.wanted[volume_id]
     shared.settle()
+
+
+#: What needs an answer of another service: method, path, body.
+QUESTIONS: dict[str, tuple[str, str, Any]] = {
+    "pools": ("GET", "/scheduler-stats/get_pools?detail=True", None),
+    "plan": ("GET", "/migrations/plan?volume_id={}", None),
+    "dry run": ("POST", "/migrations", {"migration": {"volume_id": "{}", "dry_run": True}}),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("fresh", [True, False], ids=["never connected", "connected"])
+def test_a_question_is_answered_with_the_reason_while_the_broker_is_away(
+    shared: Bed, chance: random.Random, mode: str, fresh: bool
+) -> None:
+    """field.md part 5: what waits for a broker holds a thread of the API, and its client, for as long.
+
+    The first call of a process waits for its queue of answers, in oslo.messaging without any limit.
+    """
+    volume_id = shared.volume(chance, 1)
+    if fresh:
+        shared.kill("api")
+    MODES[mode](shared.broker)
+    if fresh:
+        shared.start("api")
+        shared.ready("api")
+    with ThreadPoolExecutor(len(QUESTIONS)) as askers:
+        asked = {name: askers.submit(question, shared, volume_id, name) for name in QUESTIONS}
+        refusals = {name: answer.result() for name, answer in asked.items()}
+    shared.broker.up()
+    for name, (status, answer) in refusals.items():
+        assert status == 503, (name, answer)
+        assert "message broker" in str(answer), (name, answer)
+    until(lambda: all(question(shared, volume_id, name)[0] == 200 for name in QUESTIONS), "they are answered", RECOVERY)
+    shared.rest.delete(volume_id)
+    del shared.wanted[volume_id]
+    shared.settle()
+
+
+def question(bed: Bed, volume_id: str, name: str) -> tuple[int, Any]:
+    """Ask; raises TimeoutError behind the time-out of the tests' client."""
+    method, path, body = QUESTIONS[name]
+    return bed.rest.request(method, path.format(volume_id), json.loads(json.dumps(body).replace("{}", volume_id)))
 
 
 @pytest.mark.parametrize("database", ["mysql+pymysql://u@h/d", "postgresql+psycopg2://u@h/d?tcp_user_timeout=5"])

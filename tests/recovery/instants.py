@@ -195,7 +195,7 @@ class WatchedClient(VolumeClient):
         self._instants = instants
 
     def _call(
-        self, context: RequestContext, method: str, server: str, timeouts: dict[str, float], **values: Any
+        self, context: RequestContext, method: str, server: str | None, timeouts: dict[str, float], **values: Any
     ) -> Any:
         self._instants.at(f"call {method} before")
         try:

@@ -27,8 +27,9 @@ migration_retry_seconds = 0.1
 migration_lease_seconds = 3
 rpc_step_timeout_seconds = 4
 rpc_call_monitor_seconds = 2
+scheduler_rpc_timeout_seconds = 2
 """
-SHORT_DATABASE = "?read_timeout=4"
+SHORT_DATABASE = {"mariadb": "?read_timeout=4", "postgresql": "?read_timeout=4"}
 SHORT_BROKER = "?heartbeat_timeout_threshold=4"
 #: A copier of a service: killed with it, or left behind to notice by itself.
 _COPIER = "migrator.volume.worker"
@@ -37,12 +38,14 @@ _COPIER = "migrator.volume.worker"
 class Bed:
     """Separate processes behind proxies, a few volumes of known content."""
 
-    def __init__(self, directory: Path, database_url: str, broker: str, options: str = "") -> None:
+    def __init__(
+        self, directory: Path, database_url: str, broker: str, options: str = "", kind: str = "mariadb"
+    ) -> None:
         self._ends = contextlib.ExitStack()
         self.broker = self._ends.enter_context(Proxy(broker))
         self.database = self._ends.enter_context(Proxy(database_url))
         self.deployment = Deployment(
-            directory, self.database.url + SHORT_DATABASE, OPTIONS + options, self.broker.url + SHORT_BROKER
+            directory, self.database.url + SHORT_DATABASE[kind], OPTIONS + options, self.broker.url + SHORT_BROKER
         )
         self._ends.callback(self.deployment.end)
         engine = sa.create_engine(database_url, isolation_level="AUTOCOMMIT")
@@ -192,10 +195,10 @@ KILLS: Mapping[str, Callable[[int], None]] = {
 
 
 @contextlib.contextmanager
-def bed(directory: Path, broker: str, options: str = "") -> Iterator[Bed]:
-    """Open one on MariaDB."""
-    with database("mariadb") as url:
-        opened = Bed(directory, url, broker, options)
+def bed(directory: Path, broker: str, options: str = "", kind: str = "mariadb") -> Iterator[Bed]:
+    """Open one on a database server of that kind."""
+    with database(kind) as url:
+        opened = Bed(directory, url, broker, options, kind)
         try:
             yield opened
         finally:
