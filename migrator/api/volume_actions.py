@@ -12,7 +12,7 @@ from migrator import errors, policy
 from migrator.api import blockers, guard, schemas, versions
 from migrator.api.wsgi import Answer, Json, Request
 from migrator.backend_name import BackendName, MalformedBackendName
-from migrator.db import attachments, migrations, services, swaps, volumes
+from migrator.db import attachments, migrations, services, snapshots, swaps, volumes
 from migrator.db.api import now_seconds
 from migrator.db.models import Migration, Service, Volume
 
@@ -252,6 +252,8 @@ def extend(request: Request, volume_id: str) -> Answer:
             reason = f"status must be {' or '.join(fitting)}; it is {volume.status}"
         elif new_size <= volume.size:
             reason = f"the new size must be more than {volume.size} GiB; it is {new_size} GiB"
+        elif snapshots.is_being_made(session, volume.id):
+            reason = "a snapshot of it is being made, which would get the new size"
         if reason is not None or volume.host is None:
             raise errors.InvalidVolume(volume_id=volume.id, reason=reason or "it is on no backend")
         if volume.status == "in-use":

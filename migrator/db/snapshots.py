@@ -42,6 +42,12 @@ def update_where(session: Session, snapshot_id: str, *expected: sa.ColumnElement
     return _update(session, Snapshot.id == snapshot_id, *expected, **values) == 1
 
 
+def is_being_made(session: Session, volume_id: str) -> bool:
+    """Tell whether a snapshot of the volume was accepted and is not there yet."""
+    query = sa.select(Snapshot.id).where(Snapshot.volume_id == volume_id, Snapshot.status == "creating")
+    return session.scalar(query.where(Snapshot.deleted_at.is_(None)).limit(1)) is not None
+
+
 def update_of_volume(session: Session, volume_id: str, *expected: sa.ColumnElement[bool], **values: Any) -> int:
     """Change the volume's living snapshots for which every expectation holds; return how many that were."""
     return _update(session, Snapshot.volume_id == volume_id, *expected, **values)

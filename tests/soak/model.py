@@ -41,6 +41,8 @@ class Volume:
     perhaps_size: int | None = None
     is_gone: bool = False
     is_unknown: bool = False
+    #: An attachment was asked for, and is not known to be gone.
+    is_perhaps_attached: bool = False
     snapshots: list[Snapshot] = field(default_factory=list)
 
     @property

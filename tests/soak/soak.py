@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.soak import operations
+from tests.soak import operations, owners
+from tests.soak.asking import Bench, Violation
 from tests.soak.model import Tally, User, Volume, reconcile
-from tests.soak.operations import OPERATIONS, Bench, Violation
+from tests.soak.operations import OPERATIONS
 from tests.soak.plants import Plant
 from tests.support.waiting import until
 
@@ -35,6 +36,7 @@ class Soak:
 
     def run(self, seconds: float) -> None:
         """Work for so long; ends early at the first violation, since what follows it means nothing."""
+        operations.make_types(self._plant.rest())
         began = time.monotonic()
         number = 0
         while not self.violations and (left := began + seconds - time.monotonic()) > 0:
@@ -101,6 +103,10 @@ class Soak:
         """Let all come to rest and compare; return how long that took."""
         began = time.monotonic()
         self._plant.wait_ready()
+        try:
+            until(self._tidy, "users leave nothing halfway", SETTLE_SECONDS, pause=0.2)
+        except (AssertionError, Violation) as error:
+            self.violations.append(str(error))
         restless: list[str] = []
 
         def quiet() -> bool:
@@ -116,6 +122,10 @@ class Soak:
             self._compare()
         return seconds
 
+    def _tidy(self) -> bool:
+        benches = [Bench(self._plant, self._plant.rest(), user) for user in self._users]
+        return all(owners.tidy(bench, volume) for bench in benches for volume in bench.user.volumes)
+
     def _compare(self) -> None:
         volumes = self._plant.audit.rows("SELECT * FROM volumes WHERE deleted_at IS NULL")
         snapshots = self._plant.audit.rows("SELECT * FROM snapshots WHERE deleted_at IS NULL")
@@ -129,10 +139,22 @@ class Soak:
         for row in [*volumes, *snapshots]:
             if row["status"].startswith("error"):
                 self.violations.append(f"{row['id']} is {row['status']}")
+        self._compare_types()
         stuck = self._plant.audit.rows("SELECT id, error_message FROM migrations WHERE {end} = 'stuck'")
         self.violations += [f"migration {row['id']} is stuck: {row['error_message']}" for row in stuck]
 
+    def _compare_types(self) -> None:
+        """A volume lies where its type allows it."""
+        for row in self._plant.audit.rows(_TYPES):
+            backend = operations.TYPES.get(row["name"], {}).get("volume_backend_name")
+            if backend is not None and f"@{backend}#" not in row["host"]:
+                self.violations.append(f"{row['id']} of type {row['name']} lies on {row['host']}")
 
+
+_TYPES = (
+    "SELECT v.id, v.host, t.name FROM volumes v JOIN volume_types t ON t.id = v.volume_type_id "
+    "WHERE v.deleted_at IS NULL AND v.host IS NOT NULL"
+)
 CREATE = next(each for each in OPERATIONS if each.act is operations.create)
 
 __all__ = ["Soak", "Violation"]
