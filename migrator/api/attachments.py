@@ -174,7 +174,7 @@ def _take(request: Request, attachment_id: str, connector: Json) -> tuple[Volume
     def work(session: Session) -> tuple[Migration | None, Volume, str]:
         row, _ = visible(request, session, attachment_id)
         volume = guard.attachable(request, session, row.volume_id)
-        _refuse_connection(session, volume, row)
+        _refuse_connection(session, volume, row, connector)
         return guard.take_for_server(session, volume), volume, _mode(volume, row, connector)
 
     migration, volume, mode = guard.run(request, volume_id, work)
@@ -183,7 +183,7 @@ def _take(request: Request, attachment_id: str, connector: Json) -> tuple[Volume
     return volume, volume.host, mode
 
 
-def _refuse_connection(session: Session, volume: Volume, row: Attachment) -> None:
+def _refuse_connection(session: Session, volume: Volume, row: Attachment, connector: Json) -> None:
     """Raise Conflict or InvalidVolume with the reason why the attachment cannot be connected."""
     guard.refuse_locked(volume)
     if "error" in volume.status:
@@ -191,10 +191,16 @@ def _refuse_connection(session: Session, volume: Volume, row: Attachment) -> Non
     if volume.host is None or volume.status in ("creating", "deleting"):
         raise errors.InvalidVolume(volume_id=volume.id, reason=f"status is {volume.status}, it is on no backend")
     others = attachments.of_volume(session, volume.id, Attachment.id != row.id)
-    if not volume.multiattach and any(other.connection_info for other in others):
+    if not volume.multiattach and any(not _is_on_its_way(row, connector, o) for o in others if o.connection_info):
         raise errors.Conflict(
             reason=f"Volume {volume.id} is connected by another attachment already, and its type is not multiattach."
         )
+
+
+def _is_on_its_way(row: Attachment, connector: Json, other: Attachment) -> bool:
+    """Tell whether a server that has the volume goes to another host, while both have it (LP1694530)."""
+    same_server = row.instance_uuid is not None and other.instance_uuid == row.instance_uuid
+    return same_server and (other.connector or {}).get("host") != connector.get("host")
 
 
 def _mode(volume: Volume, row: Attachment, connector: Json) -> str:
@@ -257,8 +263,13 @@ def refuse_stranger(request: Request, row: Attachment) -> None:
 def detach(request: Request, row: Attachment, volume: Volume) -> list[Attachment]:
     """End an attachment, its connection first; return those that are left.
 
-    A migration that waits for the compute service gives way if this is not the swap's own detach.
+    A migration that waits for the compute service gives way if this is not the swap's own detach.  Raises Conflict for
+    the twin's attachment of a server that lives there: the compute service removes it when an answer of ours was lost.
     """
+    if volume.twin_of is not None and row.attach_status == attachments.ATTACHED:
+        raise errors.Conflict(
+            reason=f"Server {row.instance_uuid} uses volume {volume.id}, which volume {volume.twin_of} is becoming."
+        )
     if row.connector and volume.host is not None and not request.read(lambda session: _shares(session, row)):
         request.backing.volume.terminate_connection(request.context, volume.host, volume.id, row.connector)
 

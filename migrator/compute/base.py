@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import abc
 import enum
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 from migrator.conf import Conf
+
+if TYPE_CHECKING:
+    from migrator.compute.qemu import Guest
 
 
 class Uses(enum.StrEnum):
@@ -42,3 +47,17 @@ class Compute(abc.ABC):
     @abc.abstractmethod
     def extended(self, server: str, volume_id: str) -> None:
         """Tell that a volume which the server uses has grown."""
+
+
+class Hypervisor(Compute):
+    """Moves nothing by itself and reports nothing: it is led, look by look (volume/driven.py)."""
+
+    def swap(self, server: str, old: str, new: str) -> None:
+        raise AssertionError("a hypervisor is led")
+
+    def uses(self, server: str, old: str, new: str) -> Uses:
+        raise AssertionError("a hypervisor is led")
+
+    @abc.abstractmethod
+    def guest(self, server: str) -> AbstractContextManager[Guest]:
+        """Speak to the hypervisor of a server for a short time; raises ComputeUnreachable."""

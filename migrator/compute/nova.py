@@ -40,7 +40,8 @@ class Nova(Compute):
         try:
             answer = self._request("GET", f"/servers/{server}/os-volume_attachments", _SWAP)
         except errors.ComputeRefused as error:
-            if error.kwargs["code"] == 404:
+            # Only Nova's own words mean it: a proxy without Nova behind it says 404 of everything.
+            if error.kwargs["code"] == 404 and server in error.kwargs["reason"]:
                 return Uses.GONE
             raise
         try:
@@ -51,7 +52,13 @@ class Nova(Compute):
 
     def extended(self, server: str, volume_id: str) -> None:
         event = {"name": "volume-extended", "server_uuid": server, "tag": volume_id}
-        self._request("POST", "/os-server-external-events", _EXTENDED, {"events": [event]})
+        answer = self._request("POST", "/os-server-external-events", _EXTENDED, {"events": [event]})
+        try:
+            codes = [int(each.get("code", 200)) for each in answer.json()["events"]]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise errors.ComputeFailed(code=answer.status_code, reason=f"an answer that is none: {error!r}") from error
+        if any(code >= 400 for code in codes):
+            raise errors.ComputeRefused(code=max(codes), reason=f"no event was delivered to server {server}")
 
     # --- HTTP ---
 

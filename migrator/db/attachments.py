@@ -24,6 +24,9 @@ PLAN = states.ATTACHED.name
 
 ATTACHED, ATTACHING, DETACHING, RESERVED, DETACHED = "attached", "attaching", "detaching", "reserved", "detached"
 
+#: Of a buried attachment whose host has not been cut off from the old place yet.
+UNENDED = "unended"
+
 #: A volume's status by the first of these words that is one of its attachments' (their order is the public API's).
 STATUS = {ATTACHED: "in-use", ATTACHING: "attaching", DETACHING: "detaching", RESERVED: "reserved"}
 #: Statuses that attachments decide; any other (extending, retyping, deleting …) is somebody's work on the volume.
@@ -146,15 +149,21 @@ def move(session: Session, twin_id: str, volume_id: str) -> None:
     """Make the twin's attachments the volume's own, in the transaction of the switch.
 
     They replace those of the same servers, whether or not the compute service removed these.  Their connection_info
-    names the volume from now on: with the twin's id in it a later detach would fail (LP1943431).
+    names the volume from now on: with the twin's id in it a later detach would fail (LP1943431).  A reservation that
+    was never used is left out: the compute service made it twice, since it had lost the first answer.
     """
-    arriving = of_volume(session, twin_id)
+    rows = of_volume(session, twin_id)
+    arriving = [row for row in rows if row.connection_info or row.attach_status != RESERVED] or rows
+    _bury(session, Attachment.volume_id == twin_id, Attachment.id.not_in([row.id for row in arriving]))
     servers = [row.instance_uuid for row in arriving if row.instance_uuid is not None]
-    replaced = sa.or_(Attachment.detach_time.is_not(None), Attachment.instance_uuid.in_(servers))
-    _bury(session, Attachment.volume_id == volume_id, replaced)
+    _bury(session, Attachment.volume_id == volume_id, Attachment.detach_time.is_not(None))
+    replaced = (Attachment.volume_id == volume_id, Attachment.instance_uuid.in_(servers))
+    _update(session, *replaced, attach_status=UNENDED, detach_time=utcnow(), deleted_at=utcnow())
     for row in arriving:
         info = _renamed(row.connection_info, twin_id, volume_id)
-        update(session, row.id, volume_id=volume_id, connection_info=info)
+        # The server lives there, even where the compute service died before it could say so.
+        status = ATTACHED if info else row.attach_status
+        update(session, row.id, volume_id=volume_id, connection_info=info, attach_status=status)
     settle(session, volume_id)
     if arriving:  # the servers go on writing, to the new place alone
         volumes.update_where(session, volume_id, writable_at=now_seconds())
@@ -164,6 +173,18 @@ def forget_detached(session: Session, volume_id: str) -> None:
     """Bury what the compute service removed in a swap, at the end of its migration, however that was."""
     if _bury(session, Attachment.volume_id == volume_id, Attachment.detach_time.is_not(None)):
         settle(session, volume_id)
+
+
+def unended(session: Session, volume_id: str) -> list[Attachment]:
+    """Attachments that a switch replaced before the compute service removed them: their connections are still there."""
+    query = sa.select(Attachment).where(Attachment.volume_id == volume_id, Attachment.attach_status == UNENDED)
+    return list(session.scalars(query))
+
+
+def ended(session: Session, attachment_id: str) -> None:
+    """Record that the connection of such an attachment is gone."""
+    which = (Attachment.id == attachment_id, Attachment.attach_status == UNENDED)
+    session.execute(sa.update(Attachment).where(*which).values(attach_status=DETACHED))
 
 
 def _renamed(info: dict[str, Any] | None, old: str, new: str) -> dict[str, Any] | None:

@@ -36,18 +36,29 @@ class Use(enum.StrEnum):
     ATTACHED = "attached"
 
 
-def users(session: Session, twin_id: str) -> list[Attachment]:
-    """The twin's living attachments, oldest first."""
-    return attachments.of_volume(session, twin_id)
-
-
-def use(rows: list[Attachment]) -> Use:
-    """Return the furthest that any of these attachments has come."""
+def use(session: Session, twin_id: str) -> Use:
+    """Return how far a server has come with the twin: the furthest that any of its attachments has."""
+    rows = attachments.of_volume(session, twin_id)
+    if not rows:
+        # In the older way to attach, a host is connected before there is an attachment.
+        return Use.CONNECTED if _is_attaching(session, twin_id) else Use.NONE
     if any(row.attach_status == attachments.ATTACHED for row in rows):
         return Use.ATTACHED
     if any(row.connection_info or row.attach_status != attachments.RESERVED for row in rows):
         return Use.CONNECTED
-    return Use.RESERVED if rows else Use.NONE
+    return Use.RESERVED
+
+
+def _is_attaching(session: Session, twin_id: str) -> bool:
+    twin = volumes.find(session, twin_id)
+    return twin is not None and twin.status == "attaching"
+
+
+def last_connected(session: Session, twin_id: str) -> Attachment | None:
+    """The twin's newest attachment by which a host was connected, gone or not."""
+    was = sa.or_(Attachment.attach_time.is_not(None), Attachment.attached_host.is_not(None))
+    query = sa.select(Attachment).where(Attachment.volume_id == twin_id, was)
+    return session.scalar(query.order_by(Attachment.created_at.desc()).limit(1))
 
 
 def begin(db: Database, migration: Migration, server: str) -> bool:
@@ -77,7 +88,7 @@ def let_go(session: Session, twin_id: str) -> bool:
     twin = volumes.find(session, twin_id)
     if twin is None:
         return True
-    if use(users(session, twin_id)) in (Use.CONNECTED, Use.ATTACHED):
+    if use(session, twin_id) in (Use.CONNECTED, Use.ATTACHED):
         return False
     shut = volumes.update_where(session, twin_id, volumes.unchanged(twin), status="deleting")
     if shut:
@@ -94,6 +105,7 @@ def forget_attachments(session: Session, twin_id: str) -> None:
         .values(attach_status=attachments.DETACHED, detach_time=now, deleted_at=now)
         .execution_options(synchronize_session=False)
     )
+    attachments.settle(session, twin_id)
 
 
 # --- the report ------------------------------------------------------------------------------------------------------
@@ -107,7 +119,7 @@ def report(session: Session, row: Migration, failed: bool) -> bool:
     """
     if row.plan != attachments.PLAN or row.step not in _LISTENING or row.end not in (None, End.STUCK.value):
         return False
-    if not failed and use(users(session, row.destination_volume_id)) is not Use.ATTACHED:
+    if not failed and use(session, row.destination_volume_id) is not Use.ATTACHED:
         raise errors.BadRequest(
             reason=f"Migration {row.id} cannot be completed: no server is attached to volume "
             f"{row.destination_volume_id} yet."

@@ -236,6 +236,14 @@ class VolumeDriver(abc.ABC):
         """Take the object back from that host alone; success when it was not offered, or is gone."""
         check_name(name)
 
+    def is_open(self, pool: str, name: str) -> bool | None:
+        """Tell whether a hypervisor has the object open now, wherever it runs; None: that cannot be told.
+
+        True must be certain.  A volume in use is judged by it when the compute service's word cannot be trusted.
+        """
+        check_name(name)
+        return None
+
     def can_assist(self, pool: str, name: str, destination: dict[str, Any]) -> Answer:
         """Can this backend move the object to the pool whose ``location`` is given?  A pure question."""
         return Answer(False, f"the driver of {self.backend} cannot move volumes itself")

@@ -26,6 +26,7 @@ from migrator.drivers.block_cleaner import PENDING, Cleaner, Wipe
 from migrator.drivers.block_pool import Place, Pool, check_distinct, patterns_of
 from migrator.drivers.block_records import GIVEN_UP, Record, Records, State
 from migrator.drivers.devices import Device
+from migrator.drivers.directory import is_locked
 from migrator.drivers.names import check_name, check_pools
 from migrator.errors import ConfigError, DriverError, InvalidInput, NoSpace, Unsupported, VolumeMissing
 
@@ -297,6 +298,13 @@ class BlockDriver(VolumeDriver):
             if writable:
                 self._expect_data(record)
             return {"driver_volume_type": "local", "data": {"name": name, "device_path": device.path}}
+
+    def is_open(self, pool: str, name: str) -> bool | None:
+        """Tell by the locks that QEMU holds on a device that it has open."""
+        with self._at(pool, f"looking at {check_name(name)}") as here:
+            found = self._present(here, self._volume(here, name))
+            with found.open() as device:
+                return is_locked(device.fd)
 
     def can_assist(self, pool: str, name: str, destination: dict[str, Any]) -> Answer:
         with self._at(pool, f"looking at {check_name(name)}") as here:

@@ -15,6 +15,7 @@ import fcntl
 import os
 import secrets
 import stat
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
@@ -28,6 +29,8 @@ _BUFFER = 1024 * 1024
 _FICLONE = 0x40049409
 _CANNOT_CLONE = {errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ETXTBSY}
 _CANNOT_LINK = {errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EXDEV, errno.ENOSYS}
+#: struct flock: type, whence, start, length (0: to the end), process (0 for the locks of an open file).
+_FLOCK = "hhqqi"
 #: Without O_NONBLOCK, opening a pipe that somebody laid under a name would wait for ever.
 _SAFE = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _MODE = 0o640
@@ -277,6 +280,12 @@ def _write_all(fd: int, data: memoryview, offset: int) -> None:
     while data:
         done = os.pwrite(fd, data, offset)
         data, offset = data[done:], offset + done
+
+
+def is_locked(fd: int) -> bool:
+    """Tell whether somebody else has any byte of the file locked, by whatever kind of fcntl(2) lock."""
+    asked = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+    return bool(struct.unpack(_FLOCK, asked)[0] != fcntl.F_UNLCK)
 
 
 def data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:

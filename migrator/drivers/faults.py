@@ -21,7 +21,7 @@ _CONTRACT_CALLS = (
     *("start", "pools", "report", "create", "delete", "extend", "exists", "objects", "allocated"),
     *("create_snapshot", "delete_snapshot", "clone", "adopt", "adoptable", "disown"),
     *("export", "exports", "revoke", "can_assist", "move", "unmove"),
-    *("initialize_connection", "terminate_connection"),
+    *("initialize_connection", "terminate_connection", "is_open"),
 )
 _OBJECT_CALLS = ("pread", "pwrite", "zero", "extents", "flush")
 #: Calls that faults can be ordered for: the contract's methods, and those of an opened object.

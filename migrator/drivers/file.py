@@ -262,6 +262,11 @@ class FileDriver(VolumeDriver):
             data = {"name": name, "device_path": os.path.join(here.path, name)}
         return {"driver_volume_type": self.options.file_connection_type, "data": data}
 
+    def is_open(self, pool: str, name: str) -> bool | None:
+        """Tell by the locks that QEMU holds on what it has open; they are seen through NFS, too."""
+        with self._at(pool, f"looking at {check_name(name)}", missing=name) as here, here.file(name, os.O_RDONLY) as fd:
+            return directories.is_locked(fd)
+
     # --- assisted moves --------------------------------------------------------------------------------------------
 
     def can_assist(self, pool: str, name: str, destination: dict[str, Any]) -> Answer:

@@ -176,6 +176,8 @@ class MemoryDriver(VolumeDriver):
             raise ConfigError(option="memory_pools", reason="a pool is named twice")
         check_pools("memory_pools", names)
         self.assists = True
+        #: What a test says that hypervisors have open; None: it cannot be told.
+        self.opened: set[str] | None = None
         with _lock:
             self._state = _backends.setdefault(backend, _Backend())
 
@@ -338,6 +340,11 @@ class MemoryDriver(VolumeDriver):
     @_faulty
     def terminate_connection(self, pool: str, name: str, connector: dict[str, Any]) -> None:
         check_name(name)
+
+    @_faulty
+    def is_open(self, pool: str, name: str) -> bool | None:
+        check_name(name)
+        return None if self.opened is None else name in self.opened
 
     @_faulty
     def can_assist(self, pool: str, name: str, destination: dict[str, Any]) -> Answer:

@@ -9,11 +9,16 @@
 The twin's attachments are the truth, since every call that changes what a host may do goes through our API; a report
 only says sooner what they say.  Nova's own list shows the old volume until the end and, if its last call to us was
 lost, for ever: it decides where our own rows do not.
+
+A report of failure is no proof that the server stayed: Nova also sends it, and removes its attachment on the twin, when
+the server lives there already and only os-complete was lost.  So before the twin of a host that was connected is
+removed, both backends are asked who has what open: the server lives at the place that is open alone.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from migrator import errors
 from migrator.compute.base import Compute, Uses
@@ -21,20 +26,24 @@ from migrator.conf import Conf
 from migrator.db import attachments, swaps
 from migrator.db.api import Database
 from migrator.db.migrations import Outcome
-from migrator.db.models import Attachment, Migration
+from migrator.db.models import Migration
 from migrator.db.swaps import Use
 from migrator.volume.states import Event
 
 LOG = logging.getLogger(__name__)
 
+Opened = Callable[[Migration], tuple[bool | None, bool | None]]
+
 
 class Attached:
     """swap_by_compute, both ways; without a compute service only what was begun before can be taken back."""
 
-    def __init__(self, conf: Conf, db: Database, compute: Compute | None) -> None:
+    def __init__(self, conf: Conf, db: Database, compute: Compute | None, opened: Opened) -> None:
+        """``opened`` tells whether a hypervisor has the old and the new place open, None where that is not known."""
         self._conf = conf
         self._db = db
         self._compute = compute
+        self._opened = opened
 
     # --- forward ---
 
@@ -63,7 +72,7 @@ class Attached:
             LOG.warning("Migration %s: %s", migration.id, error)
             return self._wait(error.message)
         except (errors.ComputeFailed, errors.ComputeRefused) as error:
-            if self._use(migration)[1] in (Use.CONNECTED, Use.ATTACHED):
+            if self._use(migration) in (Use.CONNECTED, Use.ATTACHED):
                 # It has begun all the same: a proxy gave up waiting, say.
                 return self._wait(error.message)
             raise
@@ -71,14 +80,12 @@ class Attached:
 
     def _look(self, migration: Migration) -> Outcome:
         """Find out how far the compute service is, from its report, from the twin, or by asking it."""
-        use = self._use(migration)[1]
+        use = self._use(migration)
         if use is Use.ATTACHED:
             return self._arrived(migration)
         if migration.swap_result == swaps.FAILED:
             raise self._failed(migration, "the compute service reported an error; its log says more")
         uses = self._ask(migration)
-        if not isinstance(uses, Uses):
-            return self._wait(uses)
         if uses is Uses.NEW:
             return Outcome(Event.DONE, "the compute service names the new volume")
         if uses is Uses.GONE:
@@ -88,7 +95,7 @@ class Attached:
             raise self._failed(migration, f"the compute service has not begun within {age:.0f} s")
         if age > self._conf.swap_timeout_seconds:
             raise self._failed(migration, f"no end within swap_timeout_seconds ({self._conf.swap_timeout_seconds})")
-        return self._wait(f"the compute service still names the {uses.value} volume; the new one is {use.value}")
+        return self._wait(f"{_known(uses)}; the new one is {use.value}")
 
     def _arrived(self, migration: Migration) -> Outcome:
         """The server lives on the twin; the report is waited for, since the compute service goes on until then."""
@@ -109,22 +116,38 @@ class Attached:
 
     def take_back(self, migration: Migration) -> Outcome:
         """Wait until no host can write to the twin any more; once the server lives there, go forward instead."""
-        rows, use = self._use(migration)
+        use = self._use(migration)
         if use is Use.ATTACHED:
             return Outcome(Event.SWAPPED, "the server uses the new place already")
-        if use is not Use.CONNECTED:
-            shut = self._db.run(lambda session: swaps.let_go(session, migration.destination_volume_id))
-            return Outcome(Event.UNDONE) if shut else self._wait("the new place was given to a host just now", 0.1)
+        old, new = self._opened(migration) if self._was_connected(migration) else (None, None)
+        if new and old is False:
+            return Outcome(Event.SWAPPED, "the new place alone is open in a hypervisor")
+        if use is Use.CONNECTED:
+            return self._connected(migration, old, new)
+        if new:
+            return self._patient(migration, "a hypervisor has the new place open")
+        shut = self._db.run(lambda session: swaps.let_go(session, migration.destination_volume_id))
+        return Outcome(Event.UNDONE) if shut else self._wait("the new place was given to a host just now", 0.1)
+
+    def _connected(self, migration: Migration, old: bool | None, new: bool | None) -> Outcome:
+        """What to do while an attachment lets a host write to the twin."""
         uses = self._ask(migration)
         if uses is Uses.NEW:
             return Outcome(Event.SWAPPED, "the compute service names the new volume")
-        if uses is Uses.GONE:
+        failed = migration.swap_result == swaps.FAILED and old and new is False
+        if failed or (uses is Uses.GONE and not new):
             self._db.run(lambda session: swaps.forget_attachments(session, migration.destination_volume_id))
-            return self._wait("the server is gone", 0.0)
-        if self._age(migration) > self._conf.swap_timeout_seconds:
-            raise _undecided(rows)
-        known = f"the compute service names the {uses.value} volume" if isinstance(uses, Uses) else uses
-        return self._wait(f"a host may still write to the new place; {known}")
+            return self._wait("the server is gone" if not failed else "the compute service has given up", 0.0)
+        return self._patient(migration, f"a host may still write to the new place; {_known(uses)}")
+
+    def _patient(self, migration: Migration, message: str) -> Outcome:
+        """Wait as long as a swap may take; raises SwapUndecided then."""
+        if self._age(migration) <= self._conf.swap_timeout_seconds:
+            return self._wait(message)
+        row = self._db.read(lambda session: swaps.last_connected(session, migration.destination_volume_id))
+        if row is None:
+            raise errors.SwapUndecided(attachment_id="unknown", server=self._server(migration), host="its host")
+        raise errors.SwapUndecided(attachment_id=row.id, server=row.instance_uuid, host=row.attached_host)
 
     # --- helpers ---
 
@@ -137,9 +160,11 @@ class Attached:
         called = migration.swap_called_at
         return self._db.now() - called if called is not None else 0.0
 
-    def _use(self, migration: Migration) -> tuple[list[Attachment], Use]:
-        rows = self._db.read(lambda session: swaps.users(session, migration.destination_volume_id))
-        return rows, swaps.use(rows)
+    def _use(self, migration: Migration) -> Use:
+        return self._db.read(lambda session: swaps.use(session, migration.destination_volume_id))
+
+    def _was_connected(self, migration: Migration) -> bool:
+        return self._db.read(lambda session: swaps.last_connected(session, migration.destination_volume_id)) is not None
 
     def _server(self, migration: Migration) -> str | None:
         """The server whose volume is moved, by the attachments of the volume or of the twin."""
@@ -174,6 +199,5 @@ class Attached:
         return Outcome(Event.WAITING, message, wait_seconds=wait)
 
 
-def _undecided(rows: list[Attachment]) -> errors.SwapUndecided:
-    row = next(each for each in rows if swaps.use([each]) is Use.CONNECTED)
-    return errors.SwapUndecided(attachment_id=row.id, server=row.instance_uuid, host=row.attached_host)
+def _known(uses: Uses | str) -> str:
+    return f"the compute service names the {uses.value} volume" if isinstance(uses, Uses) else uses

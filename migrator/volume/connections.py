@@ -47,6 +47,13 @@ class Connections:
         with contextlib.suppress(errors.NotFound), self._object(volume_id) as (pool, name):
             self._driver.terminate_connection(pool, name, connector)
 
+    @expose
+    @messaging.expected_exceptions(errors.MigratorError)  # type: ignore[untyped-decorator]
+    def is_open(self, context: RequestContext, volume_id: str) -> bool | None:
+        """Tell whether a hypervisor has a volume, or a twin, open; None where that cannot be told."""
+        with self._object(volume_id) as (pool, name):
+            return self._driver.is_open(pool, name)
+
     @contextlib.contextmanager
     def _object(self, volume_id: str) -> Iterator[tuple[str, str]]:
         """Hold the object of a volume, and give its pool and name; raises NotFound, or Conflict while it is busy."""

@@ -12,14 +12,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from migrator import errors, machine
 from migrator.backend_name import BackendName
-from migrator.compute.base import Compute
+from migrator.compute.base import Compute, Hypervisor
 from migrator.conf import Conf
 from migrator.context import service_context
-from migrator.db import fences, migrations, volumes
+from migrator.db import attachments, fences, migrations, volumes
 from migrator.db.api import Database
 from migrator.db.migrations import Outcome
 from migrator.db.models import Migration
@@ -30,6 +30,9 @@ from migrator.volume.attached import Attached
 from migrator.volume.runner import Function, Interrupted
 from migrator.volume.states import HOST_COPY, Direction, Event
 from migrator.volume.watch import Watch
+
+if TYPE_CHECKING:
+    from migrator.volume.driven import Driven
 
 LOG = logging.getLogger(__name__)
 
@@ -72,7 +75,11 @@ class Steps:
         self._driver = driver
         self._peer = volume_client
         self._copiers = pool
-        self._attached = Attached(conf, db, compute)
+        self._attached: Attached | Driven = Attached(conf, db, compute, self._opened)
+        if isinstance(compute, Hypervisor):
+            from migrator.volume.driven import Driven  # only where one is led: it needs QEMU's library
+
+            self._attached = Driven(conf, db, compute, volume_client, driver.options.volume_copy_bps_limit or None)
         #: Both ends of the copies under way, from copy_data to disconnect, by the twin's id: a retry has another.
         self._connections: dict[str, tuple[Connection, Connection]] = {}
         #: What the creation of a destination answered, until its copy begins.
@@ -246,10 +253,28 @@ class Steps:
         if migration.keep_source_seconds and migration.plan == HOST_COPY.name:
             values = {"keep_source_until": self._db.now() + migration.keep_source_seconds}
             return Outcome(Event.DONE, f"kept for {migration.keep_source_seconds} s", values=values)
+        self._end_connections(migration)
         self._driver.delete(*self._source(migration))
         return DONE
 
+    def _end_connections(self, migration: Migration) -> None:
+        """Cut off from the old place the hosts whose detach was lost in a swap."""
+        for row in self._db.read(lambda session: attachments.unended(session, migration.volume_id)):
+            if row.connector:
+                self._driver.terminate_connection(*self._source(migration), row.connector)
+            self._db.run(lambda session, row_id=row.id: attachments.ended(session, row_id))  # type: ignore[misc]
+
     # --- helpers ---
+
+    def _opened(self, migration: Migration) -> tuple[bool | None, bool | None]:
+        """Tell whether a hypervisor has the old and the new place open; None where that cannot be told."""
+        new_id = migration.destination_volume_id
+        try:
+            old = self._driver.is_open(*self._source(migration))
+            return old, self._peer.is_open(service_context(), _destination(migration), new_id)
+        except errors.MigratorError as error:
+            LOG.warning("Migration %s: it cannot be told who uses the volume: %s", migration.id, error)
+            return None, None
 
     def _name(self, object_id: str) -> str:
         return str(self._conf.volume_name_template % object_id)

@@ -20,6 +20,7 @@ from migrator.drivers.file import FileDriver
 from migrator.drivers.memory import MemoryDriver
 from migrator.volume.manager import VolumeManager
 from tests.support import rows
+from tests.support.nova import Image
 
 CONNECTOR = {"host": "compute1", "ip": "127.0.0.1"}
 
@@ -147,3 +148,19 @@ def test_an_extended_volume_is_in_use_again(
     manager.extend_volume(service_context(), volume_id=volume_id)
     volume = rows.volume(db, volume_id)
     assert (volume.status, volume.size, volume.wanted_size) == (status, 2, None)
+
+
+def test_a_file_that_a_hypervisor_has_open_is_told_by_its_lock(tmp_path: Path) -> None:
+    """QEMU holds locks for as long as it has an image open; our own reading and writing takes none."""
+    driver = file_driver(tmp_path)
+    driver.create("pool1", "volume-1", GIB)
+    assert driver.is_open("pool1", "volume-1") is False
+    path = driver.initialize_connection("pool1", "volume-1", CONNECTOR, writable=True)["data"]["device_path"]
+    image = Image(path)
+    assert driver.is_open("pool1", "volume-1") is True
+    image.close()
+    with open(path, "r+b"):
+        assert driver.is_open("pool1", "volume-1") is False
+    driver.delete("pool1", "volume-1")
+    with pytest.raises(errors.VolumeMissing):
+        driver.is_open("pool1", "volume-1")

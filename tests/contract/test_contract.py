@@ -38,6 +38,7 @@ CALLS_WITH_A_NAME: dict[str, Callable[[VolumeDriver, str], object]] = {
     "export": lambda d, bad: d.export("pool1", bad, writable=True),
     "revoke": lambda d, bad: d.revoke("pool1", bad),
     "initialize_connection": lambda d, bad: d.initialize_connection("pool1", bad, {"host": "h"}, writable=True),
+    "is_open": lambda d, bad: d.is_open("pool1", bad),
     "terminate_connection": lambda d, bad: d.terminate_connection("pool1", bad, {"host": "h"}),
 }
 BAD_NAMES = ["", ".", "..", "../x", "a/b", "/etc/passwd", ".hidden", "a\0b", "a\n", "ä", "a b", "x" * 201]

@@ -259,7 +259,7 @@ CONTRACT = [name for name, _ in inspect.getmembers(VolumeDriver, inspect.isfunct
 def call_of_contract(driver: MemoryDriver, call: str, name: str, there: dict[str, object]) -> object:
     arguments: dict[str, tuple[object, ...]] = {
         **dict.fromkeys(("start", "pools", "report"), ()),
-        **dict.fromkeys(("delete", "exists", "allocated", "disown", "export", "revoke"), ("pool1", name)),
+        **dict.fromkeys(("delete", "exists", "allocated", "disown", "export", "revoke", "is_open"), ("pool1", name)),
         **dict.fromkeys(("can_assist", "unmove"), ("pool1", name, there)),
         **dict.fromkeys(("objects", "adoptable", "exports"), ("pool1",)),
         **dict.fromkeys(("initialize_connection", "terminate_connection"), ("pool1", name, {})),

@@ -7,6 +7,7 @@ every instant, as for the other plans.
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from migrator.db.api import Database
 from migrator.db.models import Migration
 from migrator.drivers import memory
 from migrator.drivers.base import VolumeDriver
+from migrator.drivers.faults import Fault
 from migrator.rpc import VolumeClient
 from migrator.volume import states
 from migrator.volume.copiers import CopierPool
@@ -53,6 +55,9 @@ class Script(Compute):
         self.calls = 0
         #: What is done as soon as it is asked.
         self.at_once: tuple[str, ...] = ("reserve", "connect", "copy", "arrive", "report")
+        #: What the request ends in, once, and what the questions are answered with.
+        self.fault: errors.MigratorError | None = None
+        self.answer: Uses | errors.MigratorError = Uses.OLD
 
     def swap(self, server: str, old: str, new: str) -> None:
         self.calls += 1
@@ -60,9 +65,14 @@ class Script(Compute):
         assert rows.volume(self._plant.db, old).migration_status == "migrating", "Nova looks for it (LP2112187)"
         for what in self.at_once:
             self.do(what)
+        fault, self.fault = self.fault, None
+        if fault is not None:
+            raise fault
 
     def uses(self, server: str, old: str, new: str) -> Uses:
-        return Uses.OLD
+        if isinstance(self.answer, Uses):
+            return self.answer
+        raise self.answer
 
     def extended(self, server: str, volume_id: str) -> None:
         raise AssertionError("nothing grows here")
@@ -86,7 +96,7 @@ class Script(Compute):
         elif what in ("connect", "arrive"):
             (given,) = attachments.of_volume(session, new)
             mark = "attaching" if what == "connect" else "attached"
-            attachments.connected(session, given.id, new, mark, connection_info=INFO)
+            attachments.connected(session, given.id, new, mark, connection_info=INFO, attached_host="compute1")
         elif what == "let go":
             (given,) = attachments.of_volume(session, new)
             attachments.detach(session, given)
@@ -128,7 +138,7 @@ class InUse(World):
 
         super().__init__(plant, Scripted)  # type: ignore[arg-type]
         self.script.world = self
-        plant.conf.set_override("nova_poll_seconds", 0.05)
+        plant.conf.set_override("nova_poll_seconds", 5.0)
         plant.conf.set_override("swap_begin_seconds", 5.0)
         plant.conf.set_override("swap_timeout_seconds", 3600.0)
         self.own = str(uuid.uuid4())
@@ -178,8 +188,10 @@ class InUse(World):
 
 
 @pytest.fixture
-def used(plant: Plant) -> InUse:
-    return InUse(plant)
+def used(plant: Plant) -> Iterator[InUse]:
+    yield InUse(plant)
+    for driver in plant.drivers:
+        driver.opened = None  # type: ignore[attr-defined]
 
 
 def test_a_volume_in_use_moves(used: InUse) -> None:
@@ -283,3 +295,121 @@ def test_what_was_given_up_and_happens_after_all_is_gone_on_with(used: InUse) ->
         used.script.do(what)
     used.go()
     used.in_use(End.SUCCESS)
+
+
+# --- faults of our own calls to the compute service ------------------------------------------------------------------
+
+NOTHING: tuple[str, ...] = ()
+EVERYTHING = ("reserve", "connect", "copy", "arrive", "report")
+REFUSALS = [
+    *(errors.ComputeRefused(code=code, reason="no") for code in (400, 401, 403, 404, 409)),
+    *(errors.ComputeFailed(code=code, reason="no") for code in (500, 503, 504)),
+]
+UNREACHABLE = errors.ComputeUnreachable(reason="connection refused")
+SILENT = errors.ComputeSilent(reason="time-out")
+
+
+@pytest.mark.parametrize("done", [NOTHING, EVERYTHING], ids=["not done", "done"])
+@pytest.mark.parametrize("fault", [*REFUSALS, SILENT], ids=str)
+def test_a_request_that_failed_is_not_sent_again(
+    used: InUse, fault: errors.MigratorError, done: tuple[str, ...]
+) -> None:
+    """Whether it was followed all the same is seen by what was attached."""
+    used.script.fault, used.script.at_once = fault, done
+    used.go()
+    used.in_use(End.SUCCESS if done else End.ERROR)
+    assert used.script.calls == 1
+
+
+def test_a_request_that_was_not_sent_is_sent_again(used: InUse) -> None:
+    used.script.fault, used.script.at_once = UNREACHABLE, NOTHING
+    used.until_waiting()
+    for what in EVERYTHING:
+        used.script.do(what)
+    used.go()
+    used.in_use(End.SUCCESS)
+    assert used.script.calls == 2
+
+
+@pytest.mark.parametrize("answer", [*REFUSALS, SILENT, UNREACHABLE], ids=str)
+def test_a_question_that_is_not_answered_decides_nothing(used: InUse, answer: errors.MigratorError) -> None:
+    used.script.answer, used.script.at_once = answer, ("reserve", "connect")
+    used.until_waiting()
+    for what in ("copy", "arrive"):
+        used.script.do(what)
+    used.go()
+    used.in_use(End.SUCCESS)
+
+
+@pytest.mark.parametrize("answer", [*REFUSALS, SILENT, UNREACHABLE], ids=str)
+def test_what_was_never_begun_is_given_up_without_an_answer(used: InUse, answer: errors.MigratorError) -> None:
+    used.script.answer, used.script.at_once = answer, NOTHING
+    used.go()
+    used.in_use(End.ERROR)
+
+
+# --- reports that are wrong ------------------------------------------------------------------------------------------
+
+
+def opened(used: InUse, *places: str) -> None:
+    """Say which places a hypervisor has open."""
+    row = used.row()
+    names = {"old": f"volume-{row.volume_id}", "new": f"volume-{row.destination_volume_id}"}
+    for driver in used.plant.drivers:
+        driver.opened = {names[place] for place in places}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("left", [("let go", "report failure"), ("report failure",), ()], ids=str)
+def test_a_server_that_lives_at_the_new_place_is_not_left_behind(used: InUse, left: tuple[str, ...]) -> None:
+    """Only os-complete was lost: the report says failure, and the destination must not be removed."""
+    used.script.at_once = ("reserve", "connect", "copy")
+    used.until_waiting()
+    opened(used, "new")
+    for what in left:
+        used.script.do(what)
+    if not left:
+        assert used.cancel()
+    used.go()
+    used.ended(End.SUCCESS, status="in-use")
+    assert len(used.users()) == 1
+
+
+def test_a_failure_whose_clean_up_was_lost_is_taken_back(used: InUse) -> None:
+    used.script.at_once = ("reserve", "connect")
+    used.until_waiting()
+    opened(used, "old")
+    used.script.do("report failure")
+    used.go()
+    used.in_use(End.ERROR)
+
+
+@pytest.mark.parametrize("answer", [Uses.OLD, Uses.GONE])
+def test_what_a_hypervisor_has_open_is_not_removed(used: InUse, answer: Uses) -> None:
+    """Both places are open: the copy may still go on, whatever was reported."""
+    used.script.at_once = ("reserve", "connect")
+    used.until_waiting()
+    used.script.answer = answer
+    opened(used, "old", "new")
+    used.plant.conf.set_override("swap_timeout_seconds", 60)
+    if answer is Uses.OLD:
+        used.script.do("let go")
+    used.script.do("report failure")
+    used.go()
+    used.ended(End.STUCK, status="in-use", left=True)
+    assert used.row().error_code == "SwapUndecided"
+
+
+def test_the_host_is_cut_off_from_the_old_place(used: InUse) -> None:
+    """The compute service's detach was lost: the connection is ended before the object goes, and that is retried."""
+
+    def write(session: Session) -> None:
+        assert attachments.update(session, used.own, connector={"host": "compute1"})
+
+    used.db.run(write)
+    faults = used.plant.drivers[0].faults  # type: ignore[attr-defined]
+    before = faults.count("terminate_connection")
+    faults.order("terminate_connection", Fault.error(errors.DriverError(backend="mem1", reason="ordered")))
+    used.go()
+    used.in_use(End.SUCCESS)
+    assert faults.count("terminate_connection") == before + 2
+    assert used.db.read(lambda session: attachments.unended(session, used.volume_id)) == []

@@ -1,18 +1,25 @@
 """A stand-in for nova-api and nova-compute: it follows the calls that a real one makes when it swaps a volume.
 
-    PUT …/os-volume_attachments/{old}      get_old get_new begin reserve     inside the request, as nova-api does
+    PUT …/os-volume_attachments/{old}      get_old get_new begin versions reserve: inside the request, as nova-api does
     then, in a thread, as nova-compute     get_old get_new connect COPY complete detach completion
-    if that fails                          roll, release, completion with error
+    if connect, COPY or complete fails     roll release failure, which is completion with error
+
+COPY ends with the change to the new disk: when ``complete`` fails, the server lives there, and a failure is reported
+all the same.  Where another call fails, nova-compute does nothing more, and reports nothing.
 
 The data is moved as a hypervisor does it: what the guest writes meanwhile goes to both files, and it never stops.
 """
 
 from __future__ import annotations
 
+import contextlib
+import enum
+import fcntl
 import hashlib
 import http.client
 import json
 import os
+import struct
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -33,17 +40,38 @@ class Died(Exception):
     """The compute service ends here and knows nothing afterwards."""
 
 
-class Guest:
-    """A server's disk and a program that writes numbered, checksummed blocks to it without a pause."""
+class Image:
+    """A file that a hypervisor has open, with the locks by which others see that (QEMU: bytes from 100 on)."""
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.mirror: str | None = None
+        self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi", fcntl.F_RDLCK, os.SEEK_SET, 100, 4, 0))
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+class Guest:
+    """A server's disk and a program that writes numbered, checksummed blocks to it without a pause."""
+
+    def __init__(self, path: str, pause: float = 0.001) -> None:
+        self._disk = Image(path)
+        self._mirror: Image | None = None
+        self._pause = pause
         self.acknowledged: dict[int, int] = {}
         self._lock = threading.Lock()
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._write_forever, daemon=True)
         self._thread.start()
+
+    @property
+    def path(self) -> str:
+        return self._disk.path
+
+    @property
+    def mirror(self) -> str | None:
+        return self._mirror.path if self._mirror else None
 
     @staticmethod
     def block(place: int, number: int) -> bytes:
@@ -53,37 +81,47 @@ class Guest:
 
     def _write_forever(self) -> None:
         number = 0
-        while not self._ending.wait(0.001):
+        while not self._ending.wait(self._pause):
             place, number = number % BLOCKS, number + 1
             with self._lock:
-                for path in filter(None, (self.path, self.mirror)):
-                    with open(path, "r+b", buffering=0) as disk:
-                        os.pwrite(disk.fileno(), self.block(place, number), place * BLOCK)
+                for image in filter(None, (self._disk, self._mirror)):
+                    os.pwrite(image.fd, self.block(place, number), place * BLOCK)
                 self.acknowledged[place] = number
 
     def copy_to(self, path: str) -> None:
         """Copy the disk while the guest writes to both."""
         with self._lock:
-            self.mirror = path
+            self._mirror = Image(path)
         for place in range(BLOCKS):
-            with self._lock, open(self.path, "rb") as old, open(path, "r+b", buffering=0) as new:
-                os.pwrite(new.fileno(), os.pread(old.fileno(), BLOCK, place * BLOCK), place * BLOCK)
+            with self._lock:
+                os.pwrite(self._mirror.fd, os.pread(self._disk.fd, BLOCK, place * BLOCK), place * BLOCK)
 
     def pivot(self) -> None:
         with self._lock:
-            assert self.mirror is not None
-            self.path, self.mirror = self.mirror, None
+            assert self._mirror is not None
+            self._disk.close()
+            self._disk, self._mirror = self._mirror, None
 
     def abort(self) -> None:
+        """End the copy, if there is one under way; what was changed over to stays."""
         with self._lock:
-            self.mirror = None
+            if self._mirror is not None:
+                self._mirror.close()
+                self._mirror = None
 
     def stop(self) -> None:
         self._ending.set()
         self._thread.join(10)
 
+    def end(self) -> None:
+        """Power off: nothing is open any more."""
+        self.stop()
+        self.abort()
+        with contextlib.suppress(OSError):
+            self._disk.close()
+
     def check(self) -> None:
-        """See that every acknowledged block is on the disk that the guest has."""
+        """See that every acknowledged block is on the disk that the guest has, by its path."""
         self.stop()
         with open(self.path, "rb") as disk:
             data = disk.read(BLOCK * BLOCKS)
@@ -99,7 +137,35 @@ class Disk:
     server: str
     volume: str
     attachment: str
-    guest: Guest
+    #: A ``Guest``, or what behaves like one.
+    guest: Any
+
+
+class Fault(enum.StrEnum):
+    """What may happen to one call to block storage on its way, and what a client of Nova's makes of it."""
+
+    REFUSED = "connection refused"
+    UNAUTHORIZED = "401"
+    FORBIDDEN = "403"
+    NOT_FOUND = "404"
+    CONFLICT = "409"
+    BROKEN = "500"
+    UNAVAILABLE = "503"
+    #: Nobody waits any more when it arrives.
+    LATE = "time-out"
+    GARBAGE = "an answer that is none"
+    #: The connection broke behind the work: the client sends it again.
+    LOST = "answer lost"
+    #: A proxy gave up behind the work.
+    GATEWAY = "504 after the work"
+
+
+#: The work is done, whatever comes back.
+_DONE = (Fault.GARBAGE, Fault.LOST, Fault.GATEWAY)
+#: Calls whose answer Nova reads, those that it repeats after 500 and 504, and those whose 404 it takes for success.
+_READ = ("get_old", "get_new", "reserve", "compute_get_old", "compute_get_new", "connect", "completion", "failure")
+_REPEATED = ("connect", "detach", "release")
+_GONE_IS_FINE = ("detach", "release")
 
 
 @dataclass
@@ -107,12 +173,22 @@ class Plan:
     """What is to go wrong in the swap of one volume."""
 
     #: Call → what happens in its place.
-    faults: dict[str, Exception] = field(default_factory=dict)
+    faults: dict[str, Exception | Fault] = field(default_factory=dict)
     #: nova-api answers with this and does nothing.
     refuse: int | None = None
     #: Set before the call goes on; the other is set when it is reached.
     gates: dict[str, threading.Event] = field(default_factory=dict)
     reached: dict[str, threading.Event] = field(default_factory=dict)
+    #: Requests that are still on their way when Nova gives up.
+    late: list[Callable[[], Any]] = field(default_factory=list)
+    #: Set when nova-compute does nothing more about the swap.
+    over: threading.Event = field(default_factory=threading.Event)
+
+    def give_up(self) -> None:
+        """Let arrive what is late, and be done."""
+        while self.late:
+            self.late.pop()()
+        self.over.set()
 
     def hold(self, call: str) -> tuple[threading.Event, threading.Event]:
         """Hold the swap before a call; returns the events that say it is there, and that let it go on."""
@@ -123,7 +199,9 @@ class Plan:
 class Nova:
     """Both services of it; speaks to the block-storage API at ``block_url``, once that is known."""
 
-    def __init__(self) -> None:
+    def __init__(self, guest: Callable[[str, float], Any] = Guest) -> None:
+        """``guest`` makes what runs on a disk, given its path and how long it pauses between two writes."""
+        self.make_guest = guest
         self.block_url = ""
         self.disks: list[Disk] = []
         self.plans: dict[str, Plan] = {}
@@ -154,7 +232,7 @@ class Nova:
             for gate in plan.gates.values():
                 gate.set()
         for disk in self.disks:
-            disk.guest.stop()
+            disk.guest.end()
 
     def disk(self, volume: str) -> Disk:
         return next(disk for disk in self.disks if disk.volume == volume)
@@ -168,7 +246,8 @@ class Nova:
         if version is not None:
             headers["OpenStack-API-Version"] = f"volume {version}"
         try:
-            connection.request(method, f"/v3/service{path}", None if body is None else json.dumps(body), headers)
+            path = path if path == "/" else f"/v3/service{path}"
+            connection.request(method, path, None if body is None else json.dumps(body), headers)
             answer = connection.getresponse()
             text = answer.read()
             return answer.status, json.loads(text) if text else None
@@ -176,13 +255,30 @@ class Nova:
             connection.close()
 
     def _do(self, old: str, call: str, method: str, path: str, body: Any = None, version: str | None = None) -> Any:
+        """One call of a swap, with what the plan of the volume does to it."""
         self.step(old, call)
+        fault = self.plans[old].faults.get(call)
+        if not isinstance(fault, Fault):
+            return self._sent(old, call, method, path, body, version)
+        if fault in _DONE:
+            answer = self._sent(old, call, method, path, body, version)
+            if fault is Fault.LOST or (fault is Fault.GATEWAY and call in _REPEATED):
+                return self._sent(old, call, method, path, body, version)
+            if fault is Fault.GARBAGE and call not in _READ:
+                return answer
+        elif fault is Fault.LATE:
+            self.plans[old].late.append(lambda: self.call(method, path, body, version))
+        elif fault is Fault.NOT_FOUND and call in _GONE_IS_FINE:
+            return None
+        raise Failed(f"{call}: {fault}")
+
+    def _sent(self, old: str, call: str, method: str, path: str, body: Any, version: str | None) -> Any:
         try:
             status, answer = self.call(method, path, body, version)
         except OSError as error:
             raise Failed(f"{call}: {error}") from error
         self.calls.append((old, call, status))
-        if status >= 300:
+        if status >= 400 and not (status == 404 and call in _GONE_IS_FINE):
             raise Failed(f"{call}: {status} {answer}")
         return answer
 
@@ -191,10 +287,13 @@ class Nova:
         if call in plan.gates:
             plan.reached[call].set()
             assert plan.gates[call].wait(60)
-        if call in plan.faults:
-            raise plan.faults[call]
+        fault = plan.faults.get(call)
+        if isinstance(fault, Exception):
+            raise fault
 
-    def attach(self, server: str, volume: str, mode: str | None = None, device: str = "/dev/vdb") -> Disk:
+    def attach(
+        self, server: str, volume: str, mode: str | None = None, device: str = "/dev/vdb", pause: float = 0.001
+    ) -> Disk:
         """Attach a volume as Nova does, and start a guest that writes to it."""
         wanted = {"volume_uuid": volume, "connector": None, "instance_uuid": server, "mode": mode}
         body = {"attachment": {key: value for key, value in wanted.items() if value is not None or key == "connector"}}
@@ -202,7 +301,7 @@ class Nova:
         made = self._do(volume, "attach", "POST", "/attachments", body, version)["attachment"]
         shown = self._connect(volume, made["id"], "attach_connect", device)
         self._do(volume, "attach_done", "POST", f"/attachments/{made['id']}/action", {"os-complete": None}, "3.44")
-        disk = Disk(server, volume, made["id"], Guest(shown["connection_info"]["device_path"]))
+        disk = Disk(server, volume, made["id"], self.make_guest(shown["connection_info"]["device_path"], pause))
         self.disks.append(disk)
         return disk
 
@@ -225,13 +324,11 @@ class Nova:
                 return 409, {"conflictingRequest": {"code": 409, "message": "the volume is not migrating"}}
             self._do(old, "get_new", "GET", f"/volumes/{new}")
             self._do(old, "begin", "POST", f"/volumes/{old}/action", {"os-begin_detaching": None})
-        except Failed as error:
-            return 500, {"computeFault": {"code": 500, "message": str(error)}}
-        try:
+            self._do(old, "versions", "GET", "/")
             body = {"attachment": {"volume_uuid": new, "connector": None, "instance_uuid": server}}
             made = self._do(old, "reserve", "POST", "/attachments", body, "3.44")["attachment"]["id"]
         except Failed as error:
-            self._do(old, "roll", "POST", f"/volumes/{old}/action", {"os-roll_detaching": None})
+            plan.give_up()
             return 500, {"computeFault": {"code": 500, "message": str(error)}}
         threading.Thread(target=self._compute, args=(server, old, new, made), daemon=True).start()
         return 202, None
@@ -246,35 +343,41 @@ class Nova:
             return  # nova-compute logs it, and does nothing more
         finally:
             self.running.remove(server)
+            self.plans[old].give_up()
 
     def _swap(self, disk: Disk, old: str, new: str, made: str) -> None:
+        shown = self._do(old, "compute_get_old", "GET", f"/volumes/{old}")["volume"]
+        self._do(old, "compute_get_new", "GET", f"/volumes/{new}")
+        if shown["migration_status"] != "migrating":
+            raise Failed("not a migration")
         try:
-            self._copy(disk, old, new, made)
+            self._copy(disk, old, made)
         except Failed:
             disk.guest.abort()
-            self._do(old, "roll", "POST", f"/volumes/{old}/action", {"os-roll_detaching": None})
-            self._do(old, "release", "DELETE", f"/attachments/{made}", None, "3.44")
-            self.complete(old, new, error=True)
+            try:
+                self._do(old, "roll", "POST", f"/volumes/{old}/action", {"os-roll_detaching": None})
+                self._do(old, "release", "DELETE", f"/attachments/{made}", None, "3.44")
+            finally:
+                self._complete("failure", old, new, error=True)
             return
         self._do(old, "detach", "DELETE", f"/attachments/{disk.attachment}", None, "3.44")
         kept = self.complete(old, new, error=False)
         disk.volume, disk.attachment = kept, made
 
-    def _copy(self, disk: Disk, old: str, new: str, made: str) -> None:
-        shown = self._do(old, "compute_get_old", "GET", f"/volumes/{old}")["volume"]
-        self._do(old, "compute_get_new", "GET", f"/volumes/{new}")
-        if shown["migration_status"] != "migrating":
-            raise Failed("not a migration")
+    def _copy(self, disk: Disk, old: str, made: str) -> None:
         info = self._connect(old, made, "connect", "/dev/vdb")["connection_info"]
         self.answers.append(info)
         disk.guest.copy_to(info["device_path"])
         self.step(old, "copy")
-        self._do(old, "complete", "POST", f"/attachments/{made}/action", {"os-complete": None}, "3.44")
         disk.guest.pivot()
+        self._do(old, "complete", "POST", f"/attachments/{made}/action", {"os-complete": None}, "3.44")
 
     def complete(self, old: str, new: str, error: bool) -> str:
+        return self._complete("completion", old, new, error)
+
+    def _complete(self, call: str, old: str, new: str, error: bool) -> str:
         body = {"os-migrate_volume_completion": {"new_volume": new, "error": error}}
-        answer = self._do(old, "completion", "POST", f"/volumes/{old}/action", body)
+        answer = self._do(old, call, "POST", f"/volumes/{old}/action", body)
         return str(answer["save_volume_id"])
 
 

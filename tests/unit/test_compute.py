@@ -117,8 +117,16 @@ def test_which_volume_a_server_has(peer: Peer, ids: list[str], uses: Uses) -> No
 
 
 def test_a_server_that_is_gone(peer: Peer) -> None:
-    peer.say((404, {"itemNotFound": {"code": 404, "message": "no server"}}))
+    peer.say((404, {"itemNotFound": {"code": 404, "message": f"Instance {SERVER} could not be found."}}))
     assert client(peer.url).uses(SERVER, OLD, NEW) is Uses.GONE
+
+
+@pytest.mark.parametrize("answer", [(404, "<html>nothing here</html>"), (404, {"error": "no such page"}), (404, "")])
+def test_a_404_that_is_not_novas_says_nothing_of_the_server(peer: Peer, answer: tuple[int, Any]) -> None:
+    """A proxy without Nova behind it: a destination would be removed that a host still writes to."""
+    peer.say(answer)
+    with pytest.raises(errors.ComputeRefused):
+        client(peer.url).uses(SERVER, OLD, NEW)
 
 
 def test_an_answer_that_is_none(peer: Peer) -> None:
@@ -128,7 +136,7 @@ def test_an_answer_that_is_none(peer: Peer) -> None:
 
 
 def test_a_grown_volume_is_an_event(peer: Peer) -> None:
-    peer.say((200, {"events": []}))
+    peer.say((200, {"events": [{"name": "volume-extended", "status": "completed", "code": 200}]}))
     client(peer.url).extended(SERVER, OLD)
     ((method, path, headers, body),) = peer.heard
     assert (method, path) == ("POST", "/v2.1/os-server-external-events")
@@ -137,8 +145,49 @@ def test_a_grown_volume_is_an_event(peer: Peer) -> None:
 
 
 @pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        ((207, {"events": [{"status": "failed", "code": 404}]}), errors.ComputeRefused),
+        ((404, {"itemNotFound": {"code": 404, "message": "No instances found for any event"}}), errors.ComputeRefused),
+        ((200, "nonsense"), errors.ComputeFailed),
+        ((500, ""), errors.ComputeFailed),
+        (None, errors.ComputeSilent),
+    ],
+)
+def test_an_event_that_nobody_got_is_no_success(
+    peer: Peer, answer: tuple[int, Any] | None, error: type[Exception]
+) -> None:
+    peer.say(answer)
+    with pytest.raises(error):
+        client(peer.url).extended(SERVER, OLD)
+    assert len(peer.heard) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        ((401, {"unauthorized": {"code": 401, "message": "no"}}), errors.ComputeRefused),
+        ((403, {"forbidden": {"code": 403, "message": "no"}}), errors.ComputeRefused),
+        ((409, {"conflictingRequest": {"code": 409, "message": "no"}}), errors.ComputeRefused),
+        ((500, "oops"), errors.ComputeFailed),
+        ((503, ""), errors.ComputeFailed),
+        ((200, "garbage"), errors.ComputeFailed),
+        ((200, []), errors.ComputeFailed),
+        (None, errors.ComputeSilent),
+    ],
+)
+def test_what_a_question_ends_in(peer: Peer, answer: tuple[int, Any] | None, error: type[Exception]) -> None:
+    peer.say(answer)
+    with pytest.raises(error):
+        client(peer.url).uses(SERVER, OLD, NEW)
+
+
+@pytest.mark.parametrize(
     ("answer", "error", "reason"),
     [
+        ((401, {"unauthorized": {"code": 401, "message": "no token"}}), errors.ComputeRefused, "401: no token"),
+        ((403, {"forbidden": {"code": 403, "message": "policy"}}), errors.ComputeRefused, "403: policy"),
+        ((404, {"itemNotFound": {"code": 404, "message": "no volume"}}), errors.ComputeRefused, "404: no volume"),
         ((409, {"conflictingRequest": {"code": 409, "message": "it is stopped"}}), errors.ComputeRefused, "stopped"),
         ((400, {"badRequest": {"code": 400, "message": "too small"}}), errors.ComputeRefused, "400: too small"),
         ((500, "<html>oops</html>"), errors.ComputeFailed, "500: <html>oops"),

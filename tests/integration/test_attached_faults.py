@@ -1,0 +1,135 @@
+"""A fault at every call of the compute service: the volume lives where its server writes, and nothing is left over.
+
+The migrations of all tests run at once, a few at a time, since most of their time is waiting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from tests.support.nova import Died, Disk, Failed, Fault, Nova
+from tests.support.nova_cloud import Cloud, open_cloud
+from tests.support.rest import ENDS
+from tests.support.waiting import until
+
+#: Migrations under way at once.
+AT_ONCE = 8
+
+#: The calls of nova-api and nova-compute in their order, by what becomes of a volume for which one fails.
+BEFORE_THE_CHANGE = (
+    *("get_old", "get_new", "begin", "versions", "reserve"),
+    *("compute_get_old", "compute_get_new", "connect"),
+)
+BEHIND_THE_CHANGE = ("complete", "detach", "completion")
+#: What is called when the copy has failed.
+CLEANING_UP = ("roll", "release", "failure")
+#: Faults that Nova copes with: it sends the call again, or does not read the answer.
+HARMLESS = {
+    *((call, Fault.LOST) for call in BEFORE_THE_CHANGE),
+    *((call, Fault.GARBAGE) for call in ("begin", "versions")),
+    ("connect", Fault.GATEWAY),
+}
+#: Faults of which block storage notices nothing, and which Nova takes alike: each call is given one of them in turn.
+UNNOTICED = (Fault.REFUSED, Fault.UNAUTHORIZED, Fault.FORBIDDEN, Fault.CONFLICT, Fault.UNAVAILABLE)
+#: Calls for which Nova has rules of its own about these.
+SPECIAL = dict.fromkeys(("connect", "complete", "detach", "release"), (*UNNOTICED, Fault.NOT_FOUND, Fault.BROKEN))
+
+
+def cells() -> list[tuple[str, Fault]]:
+    made: list[tuple[str, Fault]] = []
+    for number, call in enumerate((*BEFORE_THE_CHANGE, *BEHIND_THE_CHANGE, *CLEANING_UP)):
+        unnoticed = SPECIAL.get(call, (UNNOTICED[number % len(UNNOTICED)],))
+        made += [(call, fault) for fault in (*unnoticed, Fault.LATE, Fault.GARBAGE, Fault.LOST, Fault.GATEWAY)]
+    return made
+
+
+Outcome = tuple[Disk, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+    nova = Nova()
+    with open_cloud(tmp_path_factory.mktemp("faults"), nova, patience=5) as running:
+        yield running
+    nova.end()
+
+
+@pytest.fixture(scope="module")
+def outcomes(request: pytest.FixtureRequest, cloud: Cloud) -> Iterator[dict[tuple[str, Fault], Future[Outcome]]]:
+    """What became of each volume, of those tests that are wanted."""
+    mine = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
+    wanted = [(item.callspec.params["call"], item.callspec.params["fault"]) for item in mine]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        # Longest first: whose compute service says nothing waits until its time is over.
+        wanted.sort(key=lambda cell: not cell[0].startswith("compute_get"))
+        yield {cell: pool.submit(play, cloud, *cell) for cell in wanted}
+
+
+def play(cloud: Cloud, call: str, fault: Fault) -> Outcome:
+    """Migrate a volume in use with one call going wrong, until Nova and the migration are done with it."""
+    disk = cloud.disk(pause=0.02)
+    plan = cloud.plan(disk)
+    plan.faults[call] = fault
+    if call in CLEANING_UP:
+        plan.faults["copy"] = Failed("on purpose")
+    cloud.migrate(disk)
+    assert plan.over.wait(60)
+    migration = cloud.rest.migration_of(disk.volume)["id"]
+
+    def ended() -> dict[str, Any] | None:
+        row = cloud.rest.ok("GET", f"/migrations/{migration}")["migration"]
+        return row if row["status"] in ENDS else None
+
+    return disk, until(ended, "the migration ends", 60, pause=0.3) or {}
+
+
+@pytest.mark.parametrize(("call", "fault"), cells())
+def test_a_fault_at_a_call_of_the_compute_service(
+    cloud: Cloud, outcomes: dict[tuple[str, Fault], Future[Outcome]], call: str, fault: Fault
+) -> None:
+    """field.md bugs 31 and 34 (LP1614371, LP1489744): attachments lost, or both volumes in a state of neither."""
+    disk, ended = outcomes[call, fault].result()
+    moves = call in BEHIND_THE_CHANGE or (call, fault) in HARMLESS
+    assert ended["status"] == ("success" if moves else "error"), ended
+    (cloud.moved if moves else cloud.stayed)(disk)
+    new = ended["destination_volume_id"]
+    assert cloud.rest.ok("GET", f"/attachments?volume_id={new}&all_tenants=1") == {"attachments": []}
+    until(lambda: cloud.rest.request("GET", f"/volumes/{new}")[0] == 404, "the destination's own row is gone")
+    assert [old for old, _ in cloud.nova.puts].count(disk.volume) == 1, "it is asked once"
+    disk.guest.end()
+
+
+# --- nobody ever reports ---------------------------------------------------------------------------------------------
+
+
+def test_a_compute_service_that_dies_before_it_copies_is_given_up(cloud: Cloud) -> None:
+    disk = cloud.disk()
+    cloud.plan(disk).faults["connect"] = Died()
+    cloud.migrate(disk)
+    ended = cloud.rest.wait_migration(disk.volume)
+    assert (ended["status"], ended["error"]["code"]) == ("error", "SwapFailed")
+    assert "swap_timeout_seconds" in ended["error"]["message"]
+    cloud.stayed(disk)
+
+
+def test_a_host_that_may_still_write_keeps_the_destination(cloud: Cloud) -> None:
+    """Nothing is removed that a guest may be moved to; what is left is named, and a retry ends it."""
+    disk = cloud.disk()
+    cloud.plan(disk).faults["copy"] = Died()
+    cloud.migrate(disk)
+    ended = cloud.rest.wait_migration(disk.volume)
+    assert (ended["status"], ended["error"]["code"]) == ("stuck", "SwapUndecided")
+    assert len(cloud.files(disk)) == 2
+    assert "a host may still copy" in str(cloud.rest.migrate(disk.volume, cloud.other(disk))[1])
+    new = cloud.nova.puts[-1][1]
+    disk.guest.abort()
+    (left,) = cloud.rest.ok("GET", f"/attachments?volume_id={new}&all_tenants=1")["attachments"]
+    assert left["id"] in ended["error"]["message"]
+    cloud.rest.ok("DELETE", f"/attachments/{left['id']}")
+    cloud.order(disk, "retry")
+    assert cloud.rest.wait_migration(disk.volume)["status"] == "error"
+    cloud.stayed(disk)

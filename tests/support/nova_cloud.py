@@ -1,0 +1,95 @@
+"""Block storage with file backends, the stand-in for Nova, and what a test sees of a volume that moves in use."""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.support.nova import Disk, Nova, Plan
+from tests.support.processes import AllInOne
+from tests.support.waiting import until
+
+FIRST, SECOND = "node@file1#pool1", "node@file2#pool2"
+OPTIONS = """compute_service = nova
+nova_poll_seconds = 0.2
+swap_begin_seconds = 2
+migration_retry_seconds = 0.05
+migration_sweep_interval = 1
+[nova]
+auth_type = none
+"""
+
+
+class Cloud:
+    """Block storage, compute and the volumes of this test."""
+
+    def __init__(self, running: AllInOne, nova: Nova) -> None:
+        self.running, self.nova, self.rest = running, nova, running.rest()
+
+    def disk(self, server: str | None = None, **values: Any) -> Disk:
+        """A volume of a server, with a guest that has begun to write."""
+        volume = self.rest.create(1, availability_zone="nova")["id"]
+        host = self.rest.volume(volume)["os-vol-host-attr:host"]
+        disk = self.nova.attach(server or str(uuid.uuid4()), volume, **values)
+        until(lambda: len(disk.guest.acknowledged) > 5, "the guest writes")
+        assert host in (FIRST, SECOND)
+        return disk
+
+    def plan(self, disk: Disk) -> Plan:
+        return self.nova.plans.setdefault(disk.volume, Plan())
+
+    def other(self, disk: Disk) -> str:
+        return SECOND if self.rest.volume(disk.volume)["os-vol-host-attr:host"] == FIRST else FIRST
+
+    def migrate(self, disk: Disk) -> None:
+        status, answer = self.rest.migrate(disk.volume, self.other(disk))
+        assert status == 202, answer
+
+    def order(self, disk: Disk, order: str) -> None:
+        migration = self.rest.migration_of(disk.volume)["id"]
+        self.rest.ok("POST", f"/migrations/{migration}/action", {order: None})
+
+    def files(self, disk: Disk) -> list[Path]:
+        """What there is on the backends for a volume: itself, and what its migrations made."""
+        listed = self.rest.ok("GET", f"/migrations?volume_id={disk.volume}")["migrations"]
+        ids = {disk.volume, *(row["destination_volume_id"] for row in listed)}
+        return [path for path in self.running.state.glob("backends/*/*/volume-*") if path.name[7:] in ids]
+
+    def moved(self, disk: Disk) -> None:
+        """See that the volume lives at the new place with all that was acknowledged, and that nothing else is left."""
+        until(lambda: disk.guest.mirror is None, "the guest has one disk")
+        volume = self.rest.volume(disk.volume)
+        assert (volume["status"], volume["migration_status"]) == ("in-use", "success")
+        (attachment,) = volume["attachments"]
+        assert (attachment["server_id"], attachment["device"]) == (disk.server, "/dev/vdb")
+        assert attachment["volume_id"] == disk.volume
+        assert disk.guest.path.endswith(str(volume["os-vol-mig-status-attr:name_id"]))
+        self._settled(disk)
+
+    def stayed(self, disk: Disk) -> None:
+        """See that the volume is where it was, as it was, and that nothing else is left."""
+        volume = self.rest.volume(disk.volume)
+        assert (volume["status"], volume["migration_status"]) == ("in-use", "error")
+        assert [each["attachment_id"] for each in volume["attachments"]] == [disk.attachment]
+        assert disk.guest.path.endswith(disk.volume)
+        self._settled(disk)
+
+    def _settled(self, disk: Disk) -> None:
+        before = max(disk.guest.acknowledged.values())
+        until(lambda: max(disk.guest.acknowledged.values()) > before, "the guest goes on")
+        until(lambda: self.files(disk) == [Path(disk.guest.path)], "one object is left")
+        disk.guest.check()
+
+
+@contextlib.contextmanager
+def open_cloud(directory: Path, nova: Nova, patience: float = 60) -> Iterator[Cloud]:
+    """Both services, which know of each other; ``patience`` is swap_timeout_seconds."""
+    running = AllInOne(directory, f"swap_timeout_seconds = {patience}\n{OPTIONS}endpoint_override = {nova.url}\n")
+    nova.block_url = running.url
+    try:
+        yield Cloud(running, nova)
+    finally:
+        running.process.end()
