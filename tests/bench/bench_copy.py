@@ -14,7 +14,6 @@ import atexit
 import contextlib
 import functools
 import os
-import platform
 import select
 import shutil
 import statistics
@@ -32,7 +31,21 @@ import psutil
 from migrator import machine as machine_id
 from migrator.drivers.base import Connection
 from migrator.volume.worker_copier import WorkerCopier
-from tests.bench.copy_beds import KINDS, PLACES, SERVERS, Absent, Server, fill_empty, loop, run, same, settle
+from tests.bench import copy_latency
+from tests.bench.copy_beds import (
+    KINDS,
+    PLACES,
+    SERVERS,
+    Absent,
+    Server,
+    fill_empty,
+    gib,
+    loop,
+    machine,
+    run,
+    same,
+    settle,
+)
 from tests.support.data import GIB
 
 ROOT = Path(__file__).parents[2]
@@ -127,6 +140,17 @@ TOOLS: dict[str, Callable[[Ends], Argv]] = {
 }
 
 
+#: What speaks NBD; with qemu-img's best flags only, since every row is measured against two servers.
+NBD_TOOLS = {tool for tool in TOOLS if tool.startswith("ours")} | {"qemu-img -m16 -W", "nbdcopy"}
+#: Over TCP and TLS the question is only what they cost, beside nbdcopy.
+FAR_TOOLS = {"ours, bare", "ours, hash and checkpoints", "nbdcopy"}
+#: Flags that tell nothing where there is next to nothing to be written.
+RANDOM_ONLY = {"qemu-img", "qemu-img -t none -T none"}
+#: Bytes a second at which a row moves, about, for the time that is foretold; with the comparison, and a start.
+FORETOLD = {"random": 0.35e9, "zeros": 0.6e9, "tenth": 2e9, "empty": 4e9}
+START_SECONDS = 0.5
+
+
 @dataclass(frozen=True)
 class Case:
     """A place, a route and a kind of volume."""
@@ -141,18 +165,35 @@ class Case:
         over = f" {self.server.program} {self.server.over}" if self.server else ""
         return f"{self.place} {self.route}{over} {self.kind}"
 
+    def of(self, tools: list[str]) -> list[str]:
+        """Those of the tools that are measured in this case."""
+        if self.server is None:
+            return [tool for tool in tools if self.kind == "random" or tool not in RANDOM_ONLY]
+        return [tool for tool in tools if tool in (NBD_TOOLS if self.server.over == "unix" else FAR_TOOLS)]
+
+    def size(self, size: int) -> int:
+        """Zeros, and routes other than from file to file, have half the volume, to keep the whole run short."""
+        return size if self.route == "file-file" and self.kind != "zeros" else size // 2 // 4096 * 4096
+
+    def expected_seconds(self, size: int, rounds: int, tools: list[str]) -> float:
+        """Roughly, on a disk that moves 1 GB/s."""
+        return len(self.of(tools)) * rounds * (self.size(size) / FORETOLD[self.kind] + START_SECONDS)
+
 
 def cases() -> Iterator[Case]:
     for place in PLACES:
         for kind in KINDS:
             yield Case(place, "file-file", kind)
     for route in ("file-block", "block-block"):
-        for kind in KINDS:
+        for kind in ("random", "tenth"):
             yield Case("disk", route, kind)
-    for place in ("disk", "tmpfs"):
-        for server in SERVERS:
-            for kind in ("random", "tenth"):
-                yield Case(place, "file-nbd", kind, server)
+    for server in SERVERS:
+        yield Case("disk", "file-nbd", "random", server)
+    # What the wire adds, without a disk; and what holes cost, where the way to the server costs least.
+    for server in SERVERS:
+        if server.over == "unix":
+            yield Case("tmpfs", "file-nbd", "random", server)
+            yield Case("disk", "file-nbd", "tenth", server)
 
 
 # --- one run of a tool -----------------------------------------------------------------------------------------------
@@ -331,56 +372,88 @@ def show(case: Case, table: dict[str, Samples], size: int) -> None:
         )
 
 
-def machine(directory: Path) -> str:
-    """One line about where this runs."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
-    kind = run("stat", "-f", "-c", "%T", directory)
-    return (
-        f"{platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB, Linux {platform.release()}, "
-        f"Python {platform.python_version()}, disk: {kind}, load {os.getloadavg()[0]:.1f}"
-    )
-
-
-def main() -> None:
+def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench-copy", description=__doc__)
-    parser.add_argument("--size", type=float, default=4.0, metavar="GIB", help="size of the volumes")
+    parser.add_argument("--size", type=gib, default=4.0, metavar="GIB", help="size of the volumes, such as 4G or 64M")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", action="append", default=[], metavar="WORDS", help="cases with all of these words")
     parser.add_argument("--tools", action="append", default=[], metavar="WORDS", help="tools with these words")
     parser.add_argument("--directory", type=Path, default=None, help="on the disk that is measured")
     parser.add_argument("--list", action="store_true", help="print the names of the cases")
-    arguments = parser.parse_args()
-    wanted = [
-        case
-        for case in cases()
-        if not arguments.only or any(set(words.split()) <= set(case.name.split()) for words in arguments.only)
-    ]
+    return parser.parse_args(argv)
+
+
+def main() -> None:
+    arguments = arguments_of()
+
+    def is_wanted(name: str) -> bool:
+        return not arguments.only or any(set(words.split()) <= set(name.split()) for words in arguments.only)
+
+    wanted = [case for case in cases() if is_wanted(case.name)]
+    late = [case for case in copy_latency.LATE if is_wanted(case.name)]
     if arguments.list:
-        print("\n".join(case.name for case in wanted))
+        print("\n".join([case.name for case in wanted] + [case.name for case in late]))
         return
     tools = [tool for tool in TOOLS if not arguments.tools or any(words in tool for words in arguments.tools)]
+    size, rounds = int(arguments.size * GIB) // 4096 * 4096, arguments.rounds
+    seconds = sum(case.expected_seconds(size, rounds, tools) for case in wanted)
+    seconds += copy_latency.expected_seconds(late, len(late_tools(tools)), rounds, copy_latency.size_of(size))
     with tempfile.TemporaryDirectory(prefix="migrator-bench-", dir=arguments.directory) as directory:
-        print(f"{machine(Path(directory))}, {arguments.rounds} rounds; * the fastest")
-        measure_all(wanted, tools, Path(directory), int(arguments.size * GIB) // 4096 * 4096, arguments.rounds)
+        print(f"{machine(Path(directory))}, {rounds} rounds; * the fastest; expected to take {seconds / 60:.0f} min")
+        sys.stdout.flush()
+        measure_all(wanted, tools, Path(directory), size, rounds)
+        if late:
+            measure_late(late, late_tools(tools), size, rounds)
+
+
+def late_tools(tools: list[str]) -> dict[str, copy_latency.Tool]:
+    """What is measured against a target that answers late: the processes that speak NBD."""
+
+    def command(tool: str) -> copy_latency.Tool:
+        def argv(source: Path, address: str) -> Argv:
+            size = source.stat().st_size
+            return TOOLS[tool](Ends(source, address, source.parent / "late", size, source.parent))
+
+        return argv
+
+    named = ("ours, hash and checkpoints", "qemu-img -m16 -W", "nbdcopy")
+    return {tool: command(tool) for tool in tools if tool in named}
+
+
+def measure_late(late: list[copy_latency.Late], tools: dict[str, copy_latency.Tool], size: int, rounds: int) -> None:
+    """The latency table; on tmpfs, so that nothing but the server's delay and rate counts."""
+    size = copy_latency.size_of(size)
+    try:
+        with PLACES["tmpfs"](Path(), 3 * size) as at:
+            source = at / "source"
+            KINDS["random"](source, size)
+            for one in late:
+                copy_latency.show(one, copy_latency.measure(one, source, size, rounds, tools), size)
+    except Absent as absent:
+        print(f"\nlatency: {absent}")
 
 
 def measure_all(wanted: list[Case], tools: list[str], directory: Path, size: int, rounds: int) -> None:
     for place in dict.fromkeys(case.place for case in wanted):
         try:
             with PLACES[place](directory, 3 * size) as at:
-                for kind in KINDS:
-                    here = [case for case in wanted if (case.place, case.kind) == (place, kind)]
-                    if here:
-                        source = at / "source"
-                        KINDS[kind](source, size)
-                        for case in here:
-                            try:
-                                show(case, measure_case(case, source, size, rounds, tools), size)
-                            except Absent as absent:
-                                print(f"\n{case.name}: {absent}")
-                        source.unlink()
+                here = [case for case in wanted if case.place == place]
+                for kind, length in dict.fromkeys((case.kind, case.size(size)) for case in here):
+                    source = at / "source"
+                    KINDS[kind](source, length)
+                    for case in here:
+                        if (case.kind, case.size(size)) == (kind, length):
+                            measure_one(case, source, length, rounds, case.of(tools))
+                    source.unlink()
         except Absent as absent:
             print(f"\n{place}: {absent}")
+
+
+def measure_one(case: Case, source: Path, size: int, rounds: int, tools: list[str]) -> None:
+    try:
+        show(case, measure_case(case, source, size, rounds, tools), size)
+    except Absent as absent:
+        print(f"\n{case.name}: {absent}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import platform
 import random
 import shutil
 import socket
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.data import MIB
+from tests.support.data import GIB, MIB
 from tests.support.waiting import until
 
 CHUNK = 4 * MIB
@@ -249,3 +250,22 @@ def _psk(directory: Path) -> Path:
         keys.touch(mode=0o600)
         keys.write_text(f"bench:{os.urandom(32).hex()}\n", encoding="ascii")
     return keys
+
+
+# --- words and numbers ------------------------------------------------------------------------------------------------
+
+
+def machine(directory: Path) -> str:
+    """One line about where this runs."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
+    kind = run("stat", "-f", "-c", "%T", directory)
+    return (
+        f"{platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB, Linux {platform.release()}, "
+        f"Python {platform.python_version()}, disk: {kind}, load {os.getloadavg()[0]:.1f}"
+    )
+
+
+def gib(text: str) -> float:
+    """A size, such as ``4``, ``4G`` or ``64M``, in GiB; raises ValueError."""
+    unit = {"G": 1.0, "M": 1 / 1024}.get(text[-1:].upper())
+    return float(text) if unit is None else float(text[:-1]) * unit

@@ -60,6 +60,8 @@ class Case(NamedTuple):
 
 
 THICK = {"total_gib": 100.0, "free_gib": 40.0}
+#: Whole devices: 40 GiB are free, but no more than 20 of them in one piece.
+DEVICES = {**THICK, "capabilities": {"largest_free_gib": 20.0}}
 THIN = {"total_gib": 100.0, "free_gib": 40.0, "thin": True, "max_over_subscription_ratio": 2.0}
 
 CAPACITY = {
@@ -76,6 +78,37 @@ CAPACITY = {
         41,
         False,
         "needs 41 GiB, 40.0 GiB free of 100.0, 0.0 GiB kept back (0 %), 0 GiB reserved by work under way",
+    ),
+    "devices, the largest of which is just large enough": Case(
+        DEVICES,
+        make_usage(),
+        20,
+        True,
+        "needs 20 GiB, 40.0 GiB free of 100.0, largest free piece 20 GiB, 0.0 GiB kept back (0 %), "
+        "0 GiB reserved by work under way",
+    ),
+    "devices, none of which is large enough though their sum is": Case(
+        DEVICES,
+        make_usage(),
+        21,
+        False,
+        "needs 21 GiB, 40.0 GiB free of 100.0, largest free piece 20 GiB, 0.0 GiB kept back (0 %), "
+        "0 GiB reserved by work under way",
+    ),
+    "devices, all of them taken": Case(
+        {**THICK, "capabilities": {"largest_free_gib": 0.0}},
+        make_usage(),
+        1,
+        False,
+        "needs 1 GiB, 40.0 GiB free of 100.0, largest free piece 0 GiB, 0.0 GiB kept back (0 %), "
+        "0 GiB reserved by work under way",
+    ),
+    "a largest piece that is no number": Case(
+        {**THICK, "capabilities": {"largest_free_gib": "much"}},
+        make_usage(),
+        40,
+        True,
+        "needs 40 GiB, 40.0 GiB free of 100.0, 0.0 GiB kept back (0 %), 0 GiB reserved by work under way",
     ),
     "thick that keeps ten per cent back": Case(
         {**THICK, "reserved_percentage": 10.0},

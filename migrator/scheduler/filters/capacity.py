@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from migrator.scheduler.filters import Filter, Request
 from migrator.scheduler.pools import Pool, Usage
 
@@ -14,12 +16,15 @@ class CapacityFilter(Filter):
     def against(self, pool: Pool, usage: Usage, request: Request) -> str | None:
         if pool.thin and usage.provisioned_gib + request.size_gib > promisable(pool):
             return _over_promised(pool, usage, request)
-        return None if request.size_gib <= room(pool, usage) else self.in_favour(pool, usage, request)
+        fits = request.size_gib <= min(room(pool, usage), largest_free(pool))
+        return None if fits else self.in_favour(pool, usage, request)
 
     def in_favour(self, pool: Pool, usage: Usage, request: Request) -> str:
         ratio = f"over-subscribed up to {pool.max_over_subscription_ratio:g} times, " if pool.thin else ""
+        largest = largest_free(pool)
+        piece = f"largest free piece {largest:g} GiB, " if largest != math.inf else ""
         return (
-            f"needs {request.size_gib} GiB, {pool.free_gib:.1f} GiB free of {pool.total_gib:.1f}, "
+            f"needs {request.size_gib} GiB, {pool.free_gib:.1f} GiB free of {pool.total_gib:.1f}, {piece}"
             f"{pool.kept_gib:.1f} GiB kept back ({pool.reserved_percentage:g} %), {ratio}"
             f"{usage.reserved_gib:g} GiB reserved by work under way"
         )
@@ -32,6 +37,17 @@ def room(pool: Pool, usage: Usage) -> float:
     """
     ratio = pool.max_over_subscription_ratio if pool.thin else 1.0
     return (pool.free_gib - pool.kept_gib) * ratio - usage.reserved_gib
+
+
+def largest_free(pool: Pool) -> float:
+    """GiB of the largest volume that one free piece of the pool holds, by the capability ``largest_free_gib``.
+
+    A pool of whole devices has room for a volume only if one of them is large enough.  Infinite where the pool reports
+    no such figure, or one that makes no sense.
+    """
+    value = pool.capabilities.get("largest_free_gib")
+    is_size = isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
+    return float(value) if is_size and value is not None else math.inf
 
 
 def promisable(pool: Pool) -> float:
