@@ -32,6 +32,7 @@ lint: $(VENV)/installed-test
 
 sample: $(VENV)/installed-test
 	tests/generate-samples $(BIN)
+	$(BIN)/python -m tests.draw_reference > doc/source/rest/reference.rst
 
 docs: $(VENV)/installed-test
 	$(BIN)/pip install -q -e '.[docs]'

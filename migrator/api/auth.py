@@ -22,6 +22,8 @@ Authenticate = Callable[[webob.Request, str | None], RequestContext]
 
 #: User and project where nobody says who asks.
 NOAUTH_TOKEN = "admin:admin"  # noqa: S105 - no secret: everybody is believed
+#: What the columns hold that say whose something is; Keystone's ids are shorter.
+_MAX_ID = 255
 #: What keystoneauth's plugin "none" sends for want of a token.
 KEYSTONEAUTH_NONE = "notused"
 
@@ -56,7 +58,10 @@ def _noauth(http: webob.Request, url_project: str | None, ids: dict[str, Any]) -
     if not user:
         raise errors.NotAuthenticated(reason="The request has no X-Auth-Token; it is of the form user:project here.")
     roles = ["member", "reader"] + (["admin"] if user == "admin" else [])
-    return RequestContext(user_id=user, project_id=url_project or project or user, roles=roles, **ids)
+    project = url_project or project or user
+    if max(len(user), len(project)) > _MAX_ID:
+        raise errors.NotAuthenticated(reason=f"A user or project has at most {_MAX_ID} characters.")
+    return RequestContext(user_id=user, project_id=project, roles=roles, **ids)
 
 
 def _keystone(http: webob.Request, url_project: str | None, ids: dict[str, Any]) -> RequestContext:

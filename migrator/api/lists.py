@@ -139,7 +139,14 @@ def pairs(text: str, field: str) -> dict[str, str]:
             continue
     if not isinstance(found, dict) or not all(isinstance(part, str) for pair in found.items() for part in pair):
         raise errors.InvalidInput(field=field, reason=f"{text[:80]!r} is not a dictionary of strings")
+    if not all(_is_storable(part) for pair in found.items() for part in pair):
+        raise errors.InvalidInput(field=field, reason="it has a NUL character, or half a surrogate pair")
     return found
+
+
+def _is_storable(text: str) -> bool:
+    """Tell whether a database can compare with that: escapes may stand for what no query itself can hold."""
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
@@ -172,8 +179,8 @@ def time(text: str, field: str) -> datetime.datetime:
     """Return a time given in ISO 8601 as naive UTC; without a zone it is UTC."""
     try:
         value = datetime.datetime.fromisoformat(text.strip())
-    except ValueError as error:
+        return value if value.tzinfo is None else value.astimezone(datetime.UTC).replace(tzinfo=None)
+    except (ValueError, OverflowError) as error:  # the latter where the zone leads out of the calendar
         raise errors.InvalidInput(
             field=field, reason=f"{text[:40]!r} is not a time such as 2026-01-02T15:04:05"
         ) from error
-    return value if value.tzinfo is None else value.astimezone(datetime.UTC).replace(tzinfo=None)

@@ -116,11 +116,16 @@ def _operation_of_actions(path: str, table: Mapping[str, Call]) -> Json:
     return {
         "operationId": _identifier("POST", path),
         "tags": [_tag(path)],
-        "x-actions": {name: {**_said(call), "status": answered[name].status} for name, call in table.items()},
+        "x-actions": {name: {**_said(call), **_of_action(answered[name])} for name, call in table.items()},
         "parameters": _parameters(f"POST {path}"),
         "requestBody": _body({"oneOf": bodies}),
         "responses": _responses(False, *answered.values()),
     }
+
+
+def _of_action(answered: answers.Answered) -> Json:
+    """The success of one action; the operation's own responses are those of all actions together."""
+    return {"status": answered.status} | ({"answer": answered.schema} if answered.schema is not None else {})
 
 
 def _said(call: Call) -> Json:

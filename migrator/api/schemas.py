@@ -91,6 +91,7 @@ class Schema:
     """Schemas of one body, each from its microversion on; the one of the newest that the request knows counts."""
 
     def __init__(self, *by_version: tuple[Version, Json]) -> None:
+        self.by_version = by_version
         self._validators = [(since, _validator(schema)) for since, schema in by_version]
         #: What the newest microversion takes.
         self.newest = by_version[-1][1]

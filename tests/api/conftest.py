@@ -28,10 +28,12 @@ from migrator.context import RequestContext
 from migrator.db import api as db_api
 from migrator.db import migrations, services, volumes
 from migrator.db.models import Attachment, Base, Migration, Service, Snapshot, Volume, VolumeType, utcnow
+from tests.api.plant import DESTINATION as DESTINATION
+from tests.api.plant import SOURCE as SOURCE
+from tests.api.plant import Plant
 from tests.conftest import require
 from tests.support import deployment
 
-SOURCE, DESTINATION = "a@file1#pool1", "b@file2#pool2"
 PROJECT = "demo"
 DEADLINE_SECONDS = 10.0
 
@@ -412,3 +414,11 @@ def peers(api: Api) -> Iterator[Peers]:
         server.start()
     yield peers
     peers.stop()
+
+
+@pytest.fixture
+def plant(api: Api, tmp_path: Path) -> Iterator[Plant]:
+    """A real scheduler and real volume services of files on the application's bus."""
+    plant = Plant(api, tmp_path)
+    yield plant
+    plant.stop()

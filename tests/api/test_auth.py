@@ -12,7 +12,7 @@ from migrator import errors
 from migrator.api import auth
 from migrator.context import RequestContext
 from migrator.policy import Policy
-from tests.api.conftest import Api
+from tests.api.conftest import Api, Peers
 
 CONFIRMED = {
     "HTTP_X_IDENTITY_STATUS": "Confirmed",
@@ -44,6 +44,43 @@ def test_noauth_believes_the_token(
     who = _who(api, url_project, HTTP_X_AUTH_TOKEN=token)
     assert (who.user_id, who.project_id, who.is_admin) == expected
     assert ("admin" in who.roles) == expected[2]
+
+
+@pytest.mark.parametrize("token", [None, "notused", "admin:admin"])
+@pytest.mark.parametrize(("url_project", "project"), [(None, "admin"), ("demo", "demo")])
+def test_without_a_token_it_is_the_administrator(
+    api: Api, token: str | None, url_project: str | None, project: str
+) -> None:
+    """Of the project ``admin``, or of the URL's; what clients send that have no token to send counts as none."""
+    who = _who(api, url_project, **({} if token is None else {"HTTP_X_AUTH_TOKEN": token}))
+    assert (who.user_id, who.project_id, who.is_admin) == ("admin", project, True)
+
+
+def test_what_is_made_without_a_token_belongs_to_the_default_project(api: Api, peers: Peers) -> None:
+    made = api("POST", "/v3/volumes", {"volume": {"size": 1}}, token=None, project=None)
+    assert made.status == 202, made.text
+    volume = api.get_volume(made.json["volume"]["id"])
+    assert (volume.project_id, volume.user_id) == ("admin", "admin")
+    listed = api("GET", "/v3/volumes", token=None, project=None)
+    assert [each["id"] for each in listed.json["volumes"]] == [volume.id]
+    assert api("GET", "/v3/os-services", token=None, project=None).status == 200, "it is an administrator"
+
+
+@pytest.mark.parametrize("origin", ["https://elsewhere.example", "null", ""])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_page_in_a_browser_is_nobody_without_a_token(api: Api, origin: str, method: str) -> None:
+    """Any page on the web may have a browser send a request to loopback; none can put a header of ours to it."""
+    before = api.contents()
+    body = {"volume": {"size": 1}} if method == "POST" else None
+    refused = api(method, "/volumes", body, token=None, headers={"Origin": origin})
+    assert (refused.status, api.contents()) == (401, before)
+    assert "X-Auth-Token" in refused.fault
+    assert api("GET", "/volumes", token="joe", headers={"Origin": origin}).status == 200, "who says who it is may ask"
+
+
+@pytest.mark.parametrize("token", ["", ":", ":demo"])
+def test_a_token_without_a_user_is_refused(api: Api, token: str) -> None:
+    assert api("GET", "/volumes", token=token).status == 401
 
 
 #: Nobody listens at port 1: no test here needs Keystone's answer.

@@ -2,125 +2,23 @@
 
 from __future__ import annotations
 
-import datetime
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-import sqlalchemy as sa
 
 from migrator import conf as config
-from migrator import rpc
-from migrator.context import service_context
 from migrator.db import services, volumes
-from migrator.db.models import Migration, MigrationStep, utcnow
+from migrator.db.models import Migration
 from migrator.drivers.file import FileDriver
 from migrator.scheduler.manager import SchedulerManager
-from migrator.volume.manager import VolumeManager
 from tests.api.conftest import DESTINATION, SOURCE, Answer, Api
+from tests.api.plant import GIB, MIB, PLACES, Plant
 from tests.support.waiting import until
 
 UUID = "5c1f2cf6-0000-4000-8000-000000000000"
-MIB, GIB = 1 << 20, 1 << 30
-PLACES = {"a@file1": ("pool1", "nova"), "b@file2": ("pool2", "nova")}
-
-
-class Plant:
-    """A scheduler and two volume services on the application's bus; migrations are placed and go no further."""
-
-    def __init__(self, api: Api, directory: Path) -> None:
-        self.api = api
-        self.scheduler = SchedulerManager(api.conf, api.db, api.volume)
-        self.drivers: dict[str, FileDriver] = {}
-        self.ran: list[str] = []
-        self._servers = [rpc.server(api.bus, rpc.SCHEDULER_TOPIC, "s", [self.scheduler])]
-        for host, (pool, _) in PLACES.items():
-            backend = host.partition("@")[2]
-            options = config.backend(api.conf, backend)
-            api.conf.set_override("file_pools", {pool: str(directory / backend)}, backend)
-            driver = self.drivers[host] = FileDriver(host, options)
-            driver.start()
-            manager = VolumeManager(api.conf, api.db, driver, self.ran.append, lambda: None)
-            self._servers.append(rpc.server(api.bus, rpc.VOLUME_TOPIC, host, [manager]))
-        for server in self._servers:
-            server.start()
-        for host in PLACES:
-            self.report(host)
-
-    def report(self, host: str, **values: Any) -> None:
-        """Send what the pool is like, 100 GiB of which 40 are free unless ``values`` say otherwise."""
-        reported = self.drivers[host].report()[0].__dict__
-        pool = {**reported, "total_gib": 100.0, "free_gib": 40.0, **values}
-        self.scheduler.update_pools(
-            service_context(),
-            report={
-                "host": host,
-                "reported_at": self.api.db.now(),
-                "availability_zone": values.get("zone", PLACES[host][1]),
-                "volume_backend_name": host,
-                "reserved_percentage": 10,
-                "max_over_subscription_ratio": 20.0,
-                "driver": "file",
-                "pools": [pool, *values.get("more", ())],
-            },
-        )
-
-    def volume(self, data: int = 0, **values: Any) -> str:
-        """A volume of 1 GiB with ``data`` bytes written to it."""
-        volume_id = self.api.make_volume(**values)
-        self.drivers["a@file1"].create("pool1", f"volume-{volume_id}", GIB)
-        path = self.drivers["a@file1"].export("pool1", f"volume-{volume_id}", writable=True).path
-        with open(path, "r+b") as file:
-            file.write(os.urandom(data))
-            os.fsync(file.fileno())
-        return volume_id
-
-    def copied(self, rate: int, *, source: str = SOURCE, destination: str = DESTINATION, **values: Any) -> str:
-        """A copy of 100 MiB that has ended well, at ``rate`` bytes per second, and was compared at twice that."""
-        columns = {
-            "end": "success",
-            "plan": "host_copy",
-            "source_host": source,
-            "destination_host": destination,
-            "bytes_allocated": 100 * MIB,
-            "bytes_moved": GIB,
-            "moved_seconds": 100 * MIB / rate,
-            "finished_at": utcnow(),
-            **values,
-        }
-        migration_id = self.api.make_migration(self.api.make_volume(), **columns)
-        began = utcnow()
-        step = {
-            "migration_id": migration_id,
-            "step": "verify_copy",
-            "direction": "forward",
-            "attempt": 1,
-            "started_at": began,
-            "finished_at": began + datetime.timedelta(seconds=50 * MIB / rate),
-            "result": "done",
-            "bytes": GIB,
-        }
-        self.api.db.run(lambda session: session.execute(sa.insert(MigrationStep).values(**step)))
-        return migration_id
-
-    def replace_scheduler(self, scheduler: SchedulerManager) -> None:
-        self._servers[0].stop()
-        self._servers[0] = rpc.server(self.api.bus, rpc.SCHEDULER_TOPIC, "s", [scheduler])
-        self._servers[0].start()
-
-    def stop(self) -> None:
-        for server in self._servers:
-            server.stop()
-
-
-@pytest.fixture
-def plant(api: Api, tmp_path: Path) -> Iterator[Plant]:
-    plant = Plant(api, tmp_path)
-    yield plant
-    plant.stop()
 
 
 def ask(api: Api, volume_id: str, token: str = "admin", **wanted: Any) -> Answer:
@@ -205,7 +103,7 @@ def test_pools_stand_in_the_order_in_which_they_would_be_taken(api: Api, plant: 
 
 
 def test_without_a_host_the_volume_stays_in_its_zone_and_with_one_it_may_leave(api: Api, plant: Plant) -> None:
-    """field.md bug (LP1883928): nobody had asked for another zone."""
+    """field.md bug 14 (LP1883928): nobody had asked for another zone."""
     volume_id = plant.volume(availability_zone="elsewhere")
     told = plan(api, volume_id)
     assert (told["possible"], told["destination_host"], told["plan"]) == (False, None, None)
@@ -480,7 +378,7 @@ def test_who_may_not_and_what_is_not_there(api: Api, plant: Plant) -> None:
 
 
 def test_a_twin_is_not_migrated(api: Api, plant: Plant) -> None:
-    """field.md (LP1970768): it belongs to its migration."""
+    """field.md bug 39 (LP1970768): it belongs to its migration."""
     volume_id = plant.volume()
     twin_id = api.make_twin(volume_id, api.make_migration(volume_id))
     for answer in (ask(api, twin_id), post(api, twin_id)):

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
-from migrator.api import router
+from migrator.api import queries, router
 from migrator.api.routes import DISCOVERY, ROUTES, Actions, Call
 from migrator.api.versions import MAX, MIN
 from migrator.context import RequestContext
 from migrator.policy import ADMIN, MEMBER, READER, Policy, list_rules
+from tests import draw_reference
 from tests.api.conftest import Api
+from tests.support.processes import ROOT
 
 RULES = {rule.name: rule.check_str for rule in list_rules()}
 UUID = "5c1f2cf6-0000-4000-8000-000000000000"
@@ -126,6 +128,27 @@ def test_every_body_has_a_schema(api: Api) -> None:
         if call.schema is not None and action is None:
             answer = api(method, _filled(path), {"no such thing": 1}, version=str(call.since))
             assert answer.status == 400, (path, method, answer.text)
+
+
+def test_every_route_has_its_place_in_the_reference() -> None:
+    """Its heading, and below it the rule and the microversion; a body if it takes one, and every parameter."""
+    page = (ROOT / "doc/source/rest/reference.rst").read_text(encoding="utf-8")
+    for path, method, action, call in calls():
+        title = " ".join(part for part in (method, path, action) if part)
+        _, found, below = page.partition(f"\n{title}\n{'-' * len(title)}\n")
+        assert found, title
+        told = re.split(r"\n[-=]{3,}\n\n", below)[0]
+        assert f":policy: ``{call.rule}``" in told, title
+        assert f"\n:since: {call.since}\n" in told, title
+        assert ("in the body, from" in told) is (call.schema is not None), title
+        for name in queries.of(f"{method} {path}"):
+            assert f"\n``{name}`` " in told, (title, name)
+
+
+def test_the_reference_is_what_the_tables_say() -> None:
+    """If this fails: ``make sample`` writes the page anew."""
+    page = (ROOT / "doc/source/rest/reference.rst").read_text(encoding="utf-8")
+    assert page == draw_reference.drawn()
 
 
 def test_every_operation_that_a_rule_documents_is_a_route() -> None:
