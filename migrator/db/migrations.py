@@ -11,7 +11,7 @@ import random
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -192,10 +192,18 @@ def renew(session: Session, owner: str, migration_ids: Sequence[str], lease_seco
     )
 
 
-def waiting(session: Session, *expected: sa.ColumnElement[bool]) -> list[Migration]:
+class Waiting(NamedTuple):
+    """What tells whether a row is free: a backend that is emptied has very many of them (LP1681374)."""
+
+    id: str
+    owner: str | None
+    lease_until: float
+
+
+def waiting(session: Session, *expected: sa.ColumnElement[bool]) -> list[Waiting]:
     """Rows that somebody should look at: not over, not paused and due; owned ones included, oldest first."""
     query = (
-        sa.select(Migration)
+        sa.select(Migration.id, Migration.owner, Migration.lease_until)
         .where(
             Migration.end.is_(None),
             Migration.paused.is_(False),
@@ -204,7 +212,7 @@ def waiting(session: Session, *expected: sa.ColumnElement[bool]) -> list[Migrati
         )
         .order_by(Migration.created_at)
     )
-    return list(session.scalars(query))
+    return [Waiting(*row) for row in session.execute(query)]
 
 
 # --- while a step runs ---

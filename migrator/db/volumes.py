@@ -118,9 +118,17 @@ _REMOVE = sa.delete(_VOLUMES).where(_VOLUMES.c.id == sa.bindparam("the_id"), _VO
 
 def living(session: Session, service: str, *expected: sa.ColumnElement[bool]) -> list[Volume]:
     """Volumes and twins on the backend ``host@backend`` for which every expectation holds, oldest first."""
+    return list(session.scalars(_living(sa.select(Volume), service, *expected)))
+
+
+def living_ids(session: Session, service: str, *expected: sa.ColumnElement[bool]) -> list[str]:
+    """Ids of the same: after an outage there may be very many (LP1681374)."""
+    return list(session.scalars(_living(sa.select(Volume.id), service, *expected)))
+
+
+def _living(query: sa.Select[Any], service: str, *expected: sa.ColumnElement[bool]) -> sa.Select[Any]:
     on_backend = sa.or_(Volume.host == service, Volume.host.startswith(service + "#", autoescape=True))
-    query = sa.select(Volume).where(on_backend, Volume.deleted_at.is_(None), *expected).order_by(Volume.created_at)
-    return list(session.scalars(query))
+    return query.where(on_backend, Volume.deleted_at.is_(None), *expected).order_by(Volume.created_at)
 
 
 def has_attachments() -> sa.ColumnElement[bool]:

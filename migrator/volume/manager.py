@@ -244,16 +244,22 @@ class VolumeManager(Destinations, Connections, Adoption, CleanUp, Inventory, Que
             self._db.run(lambda session, twin_id=twin_id: twins.give_up_kept(session, twin_id))  # type: ignore[misc]
         context = service_context()
         handlers = {status: getattr(self, handler) for status, handler in _PENDING.items()}
-        for volume in self._db.read(lambda session: volumes.living(session, service, _is_pending())):
-            if self._locks.busy(self._name(volume)):
+        for volume_id in self._db.read(lambda session: volumes.living_ids(session, service, _is_pending())):
+            volume = self._still_pending(service, volume_id)
+            if volume is None or self._locks.busy(self._name(volume)):
                 continue  # somebody is at it, perhaps for long
             if volume.twin_of is not None:
                 self._reap(volume)
             else:
-                handlers[volume.status](context, volume_id=volume.id)
-        for snapshot in self._db.read(lambda session: _pending_snapshots(session, service)):
-            handler = self.create_snapshot if snapshot.status == "creating" else self.delete_snapshot
-            handler(context, snapshot_id=snapshot.id)
+                handlers[volume.status](context, volume_id=volume_id)
+        for snapshot_id, status in self._db.read(lambda session: _pending_snapshots(session, service)):
+            handler = self.create_snapshot if status == "creating" else self.delete_snapshot
+            handler(context, snapshot_id=snapshot_id)
+
+    def _still_pending(self, service: str, volume_id: str) -> Volume | None:
+        """The volume or twin as it is now, if it still waits here: what came before it may have taken long."""
+        found = self._db.read(lambda session: volumes.living(session, service, _is_pending(), Volume.id == volume_id))
+        return found[0] if found else None
 
     def _reap(self, twin: Volume) -> None:
         """Remove the twin of a migration that ended without it."""
@@ -261,7 +267,10 @@ class VolumeManager(Destinations, Connections, Adoption, CleanUp, Inventory, Que
         if migration is not None and migration.end is None and migration.destination_volume_id == twin.id:
             return  # it removes the twin itself, or has made it anew
         with self._locks.hold(self._name(twin), timeout=0) as free:
-            if not free:
+            # Read behind the end of the migration, which may have kept what the row named; an undo may since have put
+            # the volume back on that.
+            now = self._wanted(twin.id, "deleting")
+            if not free or now is None or (now.host, now.object_id) != (twin.host, twin.object_id):
                 return
             try:
                 self._exports.revoke(twin.migration_id or "")
@@ -398,9 +407,10 @@ def _is_pending() -> sa.ColumnElement[bool]:
     )
 
 
-def _pending_snapshots(session: Session, service: str) -> list[Snapshot]:
+def _pending_snapshots(session: Session, service: str) -> list[tuple[str, str]]:
+    """Ids and statuses."""
     query = (
-        sa.select(Snapshot)
+        sa.select(Snapshot.id, Snapshot.status)
         .join(Volume, Volume.id == Snapshot.volume_id)
         .where(
             Volume.host.startswith(service + "#", autoescape=True),
@@ -408,4 +418,4 @@ def _pending_snapshots(session: Session, service: str) -> list[Snapshot]:
             Snapshot.status.in_(["creating", "deleting"]),
         )
     )
-    return list(session.scalars(query))
+    return [(snapshot_id, status) for snapshot_id, status in session.execute(query)]

@@ -65,7 +65,7 @@ def claim(db: Database, migration_id: str, owner: str, lease_seconds: float) -> 
     return db.run(work)
 
 
-def unowned(db: Database, *expected: sa.ColumnElement[bool]) -> list[Migration]:
+def unowned(db: Database, *expected: sa.ColumnElement[bool]) -> list[migrations.Waiting]:
     """Due migrations that nobody works on: free, out of lease, or of a process that is gone."""
     rows, now = db.read(lambda session: (migrations.waiting(session, *expected), clock(session)))
     return [row for row in rows if row.owner is None or row.lease_until < now or is_dead(row.owner)]

@@ -157,6 +157,7 @@ def test_a_volume_that_is_not_available_stays(api: Api, status: str) -> None:
 
 
 def test_a_volume_in_use_needs_the_compute_service(api: Api) -> None:
+    """field.md pain 7: refused, and nobody was told."""
     volume_id = api.make_volume(status="in-use", attach_status="attached")
     api.attach(volume_id)
     assert "migrating attached volumes needs the compute service, which this deployment doesn't configure" in _refusal(
@@ -178,6 +179,7 @@ def test_deleted_snapshots_do_not_count(api: Api) -> None:
 
 
 def test_other_obstacles_each_have_their_own_words(api: Api) -> None:
+    """field.md pain 5: one sentence named all the reasons that there could be."""
     reserved = api.make_volume()
     api.attach(reserved, attach_status="reserved")
     assert "it is attached or reserved for a server" in _refusal(api, reserved)
@@ -216,7 +218,7 @@ def test_a_destination_that_is_disabled_or_down_is_refused_at_once(api: Api) -> 
 
 
 def test_a_source_whose_service_is_down_is_refused_at_once(api: Api) -> None:
-    """Else the volume would stay at ``starting`` for ever (field.md part 1, 12)."""
+    """Else the volume would stay at ``starting`` for ever (field.md pain 12)."""
     volume_id = api.make_volume()
     api.silence("a@file1", 300)
     assert "its backend cannot be read: volume service a@file1 is down" in _refusal(api, volume_id)

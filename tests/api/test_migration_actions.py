@@ -258,7 +258,7 @@ def test_what_stands_against_a_retry_is_said(api: Api) -> None:
 
 
 def test_of_many_retries_and_new_requests_exactly_one_wins(api: Api) -> None:
-    """field.md bug 25 (LP1493476): two requests at once both migrated the volume."""
+    """field.md bug 40 (LP1493476): two requests at once both migrated the volume."""
     volume_id, migration_id = taken_back(api)
     barrier = threading.Barrier(6)
 

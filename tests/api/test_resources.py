@@ -322,6 +322,7 @@ def test_pools_as_the_scheduler_knows_them(api: Api, peers: Peers) -> None:
 
 
 def test_a_migration_says_all_there_is_to_know(api: Api) -> None:
+    """field.md pains 2 and 16: neither how far it was could be learnt, nor afterwards what had been done by whom."""
     volume_id = api.make_volume()
     migration_id = api.make_migration(
         volume_id,

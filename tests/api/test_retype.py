@@ -114,6 +114,7 @@ def test_never_says_which_check_the_pool_failed(api: Api, peers: Peers) -> None:
     ],
 )
 def test_volumes_that_cannot_be_retyped(api: Api, values: dict[str, Any], reason: str) -> None:
+    """field.md pain 10: what is encrypted did not fit, and nobody knew before."""
     volume_id, new = api.make_volume(**values), make_type(api)
     before = api.contents()
     answer = retype(api, volume_id, new)

@@ -124,7 +124,7 @@ def test_a_source_that_ends_early(tmp_path: Path, beds: list[Bed]) -> None:
 
 
 def test_kill_9_of_the_whole_service_in_the_middle_of_a_copy(tmp_path: Path, beds: list[Bed]) -> None:
-    """field.md pain 1 (LP1278035): the migration goes on from its last flushed range, by itself."""
+    """field.md pain 1, bug 38 (LP1278035): the migration goes on from its last flushed range, by itself."""
     bed = Bed(tmp_path, size=3, data_share=0.3)
     beds.append(bed)
     recorded = bed.copying(done=256 * MIB)["bytes_done"]

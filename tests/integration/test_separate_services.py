@@ -54,7 +54,7 @@ def test_a_volume_moves_between_hosts_and_back_with_every_byte(deployment: Deplo
 
 
 def test_a_copy_survives_kill_9_of_its_service_and_resumes_from_its_last_flushed_range(deployment: Deployment) -> None:
-    """field.md pain 1 (LP1278035, part 5): a killed service left the volume migrating for ever."""
+    """field.md pain 1, part 5, bug 38 (LP1278035): a killed service left the volume migrating for ever."""
     rest = deployment.rest()
     volume = on_a(rest, size=4)
     volume_id = volume["id"]

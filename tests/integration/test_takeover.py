@@ -103,7 +103,10 @@ def test_a_service_that_was_stopped_in_a_copy_wakes_up_when_another_has_done_all
 
 @pytest.mark.parametrize("storage", [False], indirect=True, ids=["shared_access"])
 def test_a_service_that_is_down_is_stood_in_for(storage: SharedStorage) -> None:
-    """A migration that was under way, one that is asked for meanwhile, and the refusal where nobody can."""
+    """A migration that was under way, one that is asked for meanwhile, and the refusal where nobody can.
+
+    field.md pain 12: a backend whose service was down could not be left.
+    """
     rest = storage.rest()
     first, second, third = storage.create(rest, 3)
     content = fill(storage, first, share=0.15)

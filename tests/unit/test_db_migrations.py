@@ -280,6 +280,7 @@ def test_copied_ranges_are_replaced_by_each_checkpoint_and_go_with_their_migrati
 
 
 def test_the_history_tells_every_attempt_and_how_it_ended(any_db: Database) -> None:
+    """field.md pain 16: of all attempts only the last status was kept."""
     row = at_step(any_db, "copy_data")
     claim(any_db, row, "other", dead=True)
     row = rows.migration(any_db, row.id)

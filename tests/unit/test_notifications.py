@@ -214,7 +214,7 @@ def test_a_migration_that_is_over_makes_no_progress(db: Database, heard: tuple[c
 
 
 def test_services_tell_of_a_migration_and_never_of_its_twin(tmp_path: Path) -> None:
-    """field.md (LP1922920): consumers counted a volume that only a migration knew."""
+    """field.md bug 43 (LP1922920): consumers counted a volume that only a migration knew."""
     topic = f"told-{uuid.uuid4().hex[:8]}"
     path = tmp_path / "all.conf"
     path.write_text(

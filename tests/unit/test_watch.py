@@ -69,6 +69,7 @@ def test_a_service_that_ends_lets_the_copy_keep_what_it_has(db: Database, row: M
 
 
 def test_a_rate_that_is_ordered_is_given_to_the_copier_within_a_second_and_once(db: Database, row: Migration) -> None:
+    """field.md pain 15: a copy was slowed down for some kinds of volumes alone, and never while it ran."""
     watching, copier = new(db, row, usual_rate=9 * MIB), Limited()
     assert watching.rate == 9 * MIB, "the backend's"
     watching.limit(copier, watching.rate)
