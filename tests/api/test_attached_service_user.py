@@ -23,10 +23,11 @@ def api(make_api: Callable[..., Api]) -> Iterator[Api]:
     """The application behind Keystone, which knows a user with each of those roles."""
     server = keystone.IdentityServer()
     tokens = {f"{name}-token": ("migrator", PROJECT, roles) for name, roles in ROLES.items()}
+    others = dict(keystone.TOKENS)
     keystone.TOKENS.update(tokens)
     yield keystone.api.__wrapped__(server, make_api)  # type: ignore[attr-defined]
-    for token in tokens:
-        del keystone.TOKENS[token]
+    keystone.TOKENS.clear()
+    keystone.TOKENS.update(others)
     server.shutdown()
     server.server_close()
 
