@@ -339,6 +339,14 @@ BACKEND_OPTS: list[cfg.Opt] = [
         help="Bytes per second at which volumes are copied out of this backend, each of them; 0: as fast as it goes. "
         "Set it where migrations must leave room for others; a migration may be ordered another rate while it runs.",
     ),
+    cfg.FloatOpt(
+        "io_timeout_seconds",
+        default=30.0,
+        min=1.0,
+        help="Seconds after which a read or write of a copy out of this backend counts as hanging: the migration is "
+        "then shown as stalled, goes on when the device does, and can be cancelled. Raise it for storage that may be "
+        "silent for longer, during a failover say.",
+    ),
     cfg.StrOpt(
         "file_connection_type",
         default="gpfs",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.support.data import GIB, MIB, digest, write_pattern
@@ -24,7 +26,7 @@ def config(directory: Path, extra: str = "") -> str:
     """Two file backends; ``extra`` are options of the second."""
     return (
         "enabled_backends = one,two\ncopy_checkpoint_seconds = 0.1\nmigration_retry_seconds = 0.1\n"
-        f"[one]\nvolume_driver = file\nfile_pools = a:{directory}/one\n"
+        f"[one]\nvolume_driver = file\nfile_pools = a:{directory}/one\nio_timeout_seconds = 1\n"
         f"[two]\nvolume_driver = file\nfile_pools = b:{directory}/two\n{extra}"
     )
 
@@ -164,3 +166,28 @@ def test_a_cancel_in_the_middle_leaves_the_volume_as_it_was(tmp_path: Path, beds
     assert digest(bed.source) == bed.content
     assert bed.left_at_destination() == []
     bed.rest.moved(bed.volume_id, B, force_host_copy=True)
+
+
+def test_a_copy_that_hangs_is_shown_as_stalled_and_can_be_cancelled(tmp_path: Path, beds: list[Bed]) -> None:
+    """What waits for a device says nothing; here the copying processes are stopped, which looks the same."""
+    bed = Bed(tmp_path, data_share=0.6)
+    beds.append(bed)
+    migration = bed.copying()
+    children = psutil.Process(bed.service.process.pid).children(recursive=True)
+    workers = [child for child in children if "migrator.volume.worker" in child.cmdline()]
+    assert workers
+    for worker in workers:
+        worker.send_signal(signal.SIGSTOP)
+
+    def shown() -> Any:
+        return bed.rest.ok("GET", f"/migrations/{migration['id']}")["migration"]
+
+    stalled = until(lambda: (row := shown())["stalled_seconds"] and row, "it is shown as stalled")
+    assert stalled["status"] == "running"
+    assert stalled["heartbeat_age_seconds"] < 20, "whoever works on it is well"
+    other = bed.rest.create(1)["id"]  # nobody else is held up
+    bed.rest.delete(other)
+    bed.rest.ok("POST", f"/migrations/{migration['id']}/action", {"cancel": {}})
+    assert bed.rest.wait_migration(bed.volume_id)["status"] == "cancelled"
+    assert digest(bed.source) == bed.content
+    assert bed.left_at_destination() == []
