@@ -186,7 +186,6 @@ class _Look:
         for row in self._under_way:
             yield self._pool(row.source_host), self._volume(row.source_object_id)
             yield self._pool(row.destination_host), self._volume(row.destination_volume_id)
-            yield self._pool(row.destination_host), self._volume(row.source_object_id)  # an assisted move
 
     def _objects_without_rows(self) -> Iterator[Finding]:
         named = set(self._named())

@@ -118,7 +118,7 @@ def apply(session: Session, migration: Migration) -> None:
     the migration's row in the same transaction.
     """
     if migration.step == states.RECORD_MOVE.name:
-        _switch(session, migration, _new_type(session, migration))
+        _switch(session, migration, {"name_id": migration.destination_volume_id, **_new_type(session, migration)})
     elif migration.step == states.SWITCH_VOLUME.name:
         twin_id, volume_id = migration.destination_volume_id, migration.volume_id
         twin, volume = (_columns_of(session, each, _WHERE) for each in (twin_id, volume_id))

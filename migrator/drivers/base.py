@@ -248,15 +248,15 @@ class VolumeDriver(abc.ABC):
         """Can this backend move the object to the pool whose ``location`` is given?  A pure question."""
         return Answer(False, f"the driver of {self.backend} cannot move volumes itself")
 
-    def move(self, pool: str, name: str, destination: dict[str, Any], progress: Progress) -> None:
-        """Make the object complete and durable at ``destination`` under the same name; the old place stays valid.
+    def move(self, pool: str, name: str, destination: dict[str, Any], new_name: str, progress: Progress) -> None:
+        """Make the object complete and durable at ``destination`` as ``new_name``; the old place stays valid.
 
         Repeating it after a crash continues or finds it done.  The old object is deleted by ``delete`` afterwards.
         """
         raise AssertionError("move is called only after can_assist said yes")
 
-    def unmove(self, pool: str, name: str, destination: dict[str, Any]) -> None:
-        """Take back whatever ``move`` made at the destination; success when there is nothing, wherever it is."""
+    def unmove(self, pool: str, name: str, destination: dict[str, Any], new_name: str) -> None:
+        """Take back whatever ``move`` made as ``new_name``; success when there is nothing, wherever it is."""
         raise AssertionError("unmove is called only of a driver that declares ASSIST")
 
 

@@ -277,19 +277,14 @@ class FileDriver(VolumeDriver):
                 return Answer(False, reason)
             try:
                 with Directory.open(destination["directory"]) as there:
-                    return self._can_move(here, there, name, found, destination)
+                    return self._can_move(here, there, name, found, destination["place"])
             except OSError as error:
                 return Answer(False, f"the directory {destination['directory']} cannot be used: {error.strerror}")
 
-    def _can_move(
-        self, here: Directory, there: Directory, name: str, found: os.stat_result, destination: dict[str, Any]
-    ) -> Answer:
-        if self._location(there)["place"] != destination["place"]:
+    def _can_move(self, here: Directory, there: Directory, name: str, found: os.stat_result, place: str) -> Answer:
+        if self._location(there)["place"] != place:
             return Answer(False, f"{there.path} is not the directory that the pool had")
-        arrived = there.find(name)
-        if arrived is not None and not _is_ours(here, there, name, found, arrived):
-            return Answer(False, f"another {name} is in {there.path}")
-        if found.st_nlink > (2 if arrived is not None and os.path.samestat(found, arrived) else 1):
+        if found.st_nlink > 1:
             return Answer(False, f"{name} has {found.st_nlink} hard links, some unknown")
         if directories.can_link(here, there):
             return Answer(True, "by a hard link")
@@ -297,33 +292,34 @@ class FileDriver(VolumeDriver):
             return Answer(True, "by shared blocks (reflink)")
         return Answer(False, "the file system offers neither hard links nor reflinks between these directories")
 
-    def move(self, pool: str, name: str, destination: dict[str, Any], progress: Progress) -> None:
-        doing = f"moving {check_name(name)} to {destination['directory']}"
+    def move(self, pool: str, name: str, destination: dict[str, Any], new_name: str, progress: Progress) -> None:
+        doing = f"moving {check_name(name)} to {destination['directory']} as {check_name(new_name)}"
         with self._at(pool, doing, missing=name) as here, self._there(destination) as there:
             if there.identity == here.identity:
                 raise self._error(f"{here.path} and {there.path} are the same directory")
-            found, arrived = here.get(name), there.find(name)
-            if arrived is not None and not _is_ours(here, there, name, found, arrived):
-                raise self._error(f"another {name} is in {there.path}")
-            if there.origin(name) != _origin(here, found):
-                there.mark(name, _origin(here, found))
+            found, arrived = here.get(name), there.find(new_name)
+            if arrived is not None and not _is_ours(here, there, new_name, found, arrived):
+                raise self._error(f"another {new_name} is in {there.path}")
+            if there.origin(new_name) != _origin(here, found):
+                there.mark(new_name, _origin(here, found))
             there.sync()
             linked = arrived is not None and os.path.samestat(found, arrived)
-            if not linked and not (arrived is None and directories.link(here, name, there, name)):
-                self._move_by_clone(here, there, name)
-            with there.file(name, os.O_RDONLY) as fd:
+            if not linked and not (arrived is None and directories.link(here, name, there, new_name)):
+                self._move_by_clone(here, name, there, new_name)
+            with there.file(new_name, os.O_RDONLY) as fd:
                 os.fsync(fd)
             there.sync()
             progress(found.st_size, found.st_size)
 
-    def _move_by_clone(self, here: Directory, there: Directory, name: str) -> None:
-        with here.file(name, os.O_RDONLY) as reader, there.temporary(name) as writer:
+    def _move_by_clone(self, here: Directory, name: str, there: Directory, new_name: str) -> None:
+        with here.file(name, os.O_RDONLY) as reader, there.temporary(new_name) as writer:
             if not directories.clone(reader, writer.fd):
                 raise self._error(f"{here.path} and {there.path} no longer share a file system that can move {name}")
             # One that is there already was cloned from the same file by an earlier attempt.
             writer.replace()
 
-    def unmove(self, pool: str, name: str, destination: dict[str, Any]) -> None:
+    def unmove(self, pool: str, name: str, destination: dict[str, Any], new_name: str) -> None:
+        check_name(new_name)
         with self._at(pool, f"taking back {check_name(name)}", missing=name) as here, ExitStack() as stack:
             if destination.get("driver") != "file":
                 return
@@ -335,15 +331,15 @@ class FileDriver(VolumeDriver):
                 raise
             if there.identity == here.identity:
                 return
-            arrived = there.find(name)
+            arrived = there.find(new_name)
             if arrived is None:
-                there.remove(name)
+                there.remove(new_name)
                 return
             found = here.get(name)
             if os.path.samestat(found, arrived) and arrived.st_nlink < 2:
-                raise self._error(f"{name} in {there.path} is the last name of its file")
-            if _is_ours(here, there, name, found, arrived):
-                there.remove(name)
+                raise self._error(f"{new_name} in {there.path} is the last name of its file")
+            if _is_ours(here, there, new_name, found, arrived):
+                there.remove(new_name)
 
     def _is_out_of_reach(self, here: Directory, name: str, destination: dict[str, Any]) -> bool:
         """Tell whether a directory that is not found here is another machine's, so that nothing was moved to it.

@@ -356,34 +356,31 @@ class MemoryDriver(VolumeDriver):
         if destination["place"] == here["place"]:
             return Answer(False, "source and destination are the same place")
         with _lock:
-            here_content = self._get(pool, name).content
-            there = self._there(destination).get(name)
-            if there is not None and there.content is not here_content:
-                return Answer(False, f"another object named {name} is at the destination")
+            self._get(pool, name)
         return Answer(True, "both pools are in this process's memory")
 
     @_faulty
-    def move(self, pool: str, name: str, destination: dict[str, Any], progress: Progress) -> None:
+    def move(self, pool: str, name: str, destination: dict[str, Any], new_name: str, progress: Progress) -> None:
         if destination["place"] == self._location(pool)["place"]:
             raise self._error(f"{destination['place']} is the same place")
         with _lock:
             content = self._get(pool, name).content
-            there = self._there(destination).setdefault(name, _Object(content))
+            there = self._there(destination).setdefault(check_name(new_name), _Object(content))
         if there.content is not content:
-            raise self._error(f"another object named {name} is at {destination['place']}")
+            raise self._error(f"another object named {new_name} is at {destination['place']}")
         content.flush()
         progress(content.size, content.size)
 
     @_faulty
-    def unmove(self, pool: str, name: str, destination: dict[str, Any]) -> None:
+    def unmove(self, pool: str, name: str, destination: dict[str, Any], new_name: str) -> None:
         if destination.get("process") != machine.process_id():
             return
         with _lock:
             objects = self._there(destination)
-            if name not in objects or destination["place"] == self._location(pool)["place"]:
+            if new_name not in objects or destination["place"] == self._location(pool)["place"]:
                 return
-            if objects[name].content is self._get(pool, name).content:
-                objects.pop(name).revoke()
+            if objects[new_name].content is self._get(pool, name).content:
+                objects.pop(new_name).revoke()
 
     # --- for tests -------------------------------------------------------------------------------------------------
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-import time
-from collections import deque
+import uuid
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,7 @@ from migrator.drivers.base import Capability, Connection, VolumeDriver
 from migrator.rpc import VolumeClient
 from migrator.volume import copiers, exports
 from migrator.volume.attached import Attached
+from migrator.volume.move_record import MoveRecord
 from migrator.volume.runner import Function, Interrupted
 from migrator.volume.states import HOST_COPY, Direction, Event
 from migrator.volume.watch import Watch
@@ -39,8 +39,6 @@ LOG = logging.getLogger(__name__)
 DONE = Outcome(Event.DONE)
 UNDONE = Outcome(Event.UNDONE)
 
-#: The rate that is shown is that of so many seconds.
-RATE_SECONDS = 10.0
 #: What the history says of a verification that was not wanted.
 _NOT_READ_BACK = {
     "inline": "not read back: verify is inline, so the checksum is that of what passed by, if it passed in one go",
@@ -154,6 +152,7 @@ class Steps:
             "checkpoint_seconds": self._conf.copy_checkpoint_seconds,
             "bytes_per_second": watch.rate,
             "hash": migration.verify != "none",
+            **self._patience(),
         }
         try:
             with self._writer(migration, watch, source, destination) as copier:
@@ -194,7 +193,7 @@ class Steps:
         try:
             with self._reader(watch, source, destination) as copier:
                 watch.limit(copier, watch.rate)
-                options = {"bytes_per_second": watch.rate}
+                options = {"bytes_per_second": watch.rate, **self._patience()}
                 checksum = copier.verify(source.as_dict(), destination.as_dict(), watch.stop, options, record)
         except copiers.CopyStopped as stopped:
             return self._stopped(migration, stopped)
@@ -213,20 +212,18 @@ class Steps:
 
     def assisted_move(self, migration: Migration) -> Outcome:
         """Ask the backend whether it can move the volume itself, and if so let it; the old place stays valid."""
-        pool, name = self._source(migration)
+        if migration.attempts > 1:
+            self._begin_anew(migration)
         answer = self._can_assist(migration)
-        location = migration.destination_location or {}
         if not answer[0]:
-            if migration.attempts > 1 and Capability.ASSIST in self._driver.capabilities:
-                self._driver.unmove(pool, name, location)  # an attempt that never reported may have moved it
             return Outcome(Event.NOT_MOVED, answer[1])
         watch = self._watch(migration)
         try:
-            self._driver.move(pool, name, location, _MoveRecord(watch))
+            self._driver.move(*self._move(migration), MoveRecord(watch))
         except copiers.CopyStopped as stopped:
             return self._stopped(migration, stopped)
         except errors.DriverError as error:
-            self._driver.unmove(pool, name, location)
+            self._driver.unmove(*self._move(migration))
             return Outcome(Event.NOT_MOVED, f"the backend could not: {error}")
         values = {"bytes_done": migration.bytes_total, "rate": None}
         return Outcome(Event.DONE, answer[1], bytes=0, values=values)
@@ -234,8 +231,24 @@ class Steps:
     def take_back_move(self, migration: Migration) -> Outcome:
         """Remove what an assisted move made at the destination."""
         if Capability.ASSIST in self._driver.capabilities:
-            self._driver.unmove(*self._source(migration), migration.destination_location or {})
+            self._driver.unmove(*self._move(migration))
         return UNDONE
+
+    def _begin_anew(self, migration: Migration) -> None:
+        """Take back what an attempt may have moved that never reported, and give this one a name of its own.
+
+        Whoever made that attempt may only stand still, and move or take back under the former name when he wakes.
+        """
+        if Capability.ASSIST in self._driver.capabilities:
+            self._driver.unmove(*self._move(migration))
+            new_id = str(uuid.uuid4())
+            self._db.run(lambda session: migrations.hold(session, migration, destination_volume_id=new_id))
+            migration.destination_volume_id = new_id
+
+    def _move(self, migration: Migration) -> tuple[str, str, dict[str, Any], str]:
+        """What an assisted move is made from and to: pool, name, location and new name."""
+        location = migration.destination_location or {}
+        return *self._source(migration), location, self._name(migration.destination_volume_id)
 
     def _can_assist(self, migration: Migration) -> tuple[bool, str]:
         if Capability.ASSIST not in self._driver.capabilities:
@@ -365,6 +378,10 @@ class Steps:
         usual_rate = self._driver.options.volume_copy_bps_limit or None
         return Watch(self._db, migration, self.stopping, usual_rate)
 
+    def _patience(self) -> dict[str, Any]:
+        """The option of a copier that says when a read or write hangs."""
+        return {"io_timeout_seconds": self._driver.options.io_timeout_seconds}
+
     def _stopped(self, migration: Migration, stopped: copiers.CopyStopped) -> Outcome:
         """What becomes of a step that stopped half way: it goes back if cancelled, and later goes on if paused."""
         if self.stopping.is_set():
@@ -412,27 +429,6 @@ class _CopyRecord:
 
     def _columns(self, done: int) -> dict[str, Any]:
         return {"bytes_done": done, "bytes_allocated": self._allocated, **self._watch.moved(done - self._before)}
-
-
-class _MoveRecord:
-    """Writes down what a driver reports of an assisted move, and ends the move when it is cancelled."""
-
-    def __init__(self, watch: Watch) -> None:
-        self._watch = watch
-        self._seen: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
-
-    def __call__(self, done: int, total: int) -> None:
-        if self._watch.stop() == "cancel":  # a pause waits for the end of the step
-            raise copiers.CopyStopped("cancel")
-        if not self._watch.is_due:
-            return
-        now = time.monotonic()
-        self._seen.append((now, done))
-        while len(self._seen) > 2 and self._seen[1][0] < now - RATE_SECONDS:
-            self._seen.popleft()
-        since, before = self._seen[0]
-        rate = max(0, done - before) / max(now - since, 0.001)
-        self._watch.record(bytes_done=done, rate=rate, **self._watch.moved(done))
 
 
 def _deferred(why: str) -> Outcome:

@@ -22,7 +22,7 @@ def test_a_move_on_one_file_system_is_a_hard_link(tmp_path: Path) -> None:
     assert answer.yes
     assert "hard link" in answer.reason
     assert files(tmp_path / "b") == set()
-    one.move("p", name, there, no_progress)
+    one.move("p", name, there, name, no_progress)
     assert (tmp_path / "a" / name).stat().st_ino == (tmp_path / "b" / name).stat().st_ino
     one.delete("p", name)
     assert two.allocated("q", name) >= MIB
@@ -56,7 +56,7 @@ def test_a_file_with_unknown_hard_links_is_not_moved_by_one(tmp_path: Path) -> N
         answer = one.can_assist("p", name, there)
         assert not answer.yes
         assert "hard links" in answer.reason
-        one.move("p", name, there, no_progress)
+        one.move("p", name, there, name, no_progress)
 
 
 def test_a_directory_that_was_exchanged_since_its_report_is_refused(tmp_path: Path) -> None:
@@ -69,8 +69,8 @@ def test_a_directory_that_was_exchanged_since_its_report_is_refused(tmp_path: Pa
     refused(
         DriverError,
         "not the directory that the pool had",
-        lambda: one.move("p", name, there, no_progress),
-        lambda: one.unmove("p", name, there),
+        lambda: one.move("p", name, there, name, no_progress),
+        lambda: one.unmove("p", name, there, name),
     )
     assert files(tmp_path / "b") == set()
 
@@ -83,8 +83,8 @@ def test_taking_back_a_move_onto_itself_deletes_nothing(tmp_path: Path) -> None:
     alias = here | {"directory": str(tmp_path / "alias"), "place": f"x:{(tmp_path / 'a').stat().st_ino}"}
     for there in (here, alias):
         with pytest.raises(DriverError, match="same directory"):
-            one.move("p", name, there, no_progress)
-        one.unmove("p", name, there)
+            one.move("p", name, there, name, no_progress)
+        one.unmove("p", name, there, name)
         assert (tmp_path / "a" / name).read_bytes() == b"only"
 
 
@@ -96,7 +96,7 @@ def test_there_is_nothing_to_take_back_from_another_machine(tmp_path: Path, foun
         make("hosta@two", pools={"q": tmp_path / "b"}).create("q", name, 1)
     there = one.report()[0].location
     there |= {"machine": "another", "directory": str(tmp_path / "b"), "place": "file:another:1:1"}
-    one.unmove("p", name, there)
+    one.unmove("p", name, there, name)
     assert files(tmp_path / "a") == {name}
     assert not found_here or files(tmp_path / "b") == {name}
 
@@ -104,12 +104,12 @@ def test_there_is_nothing_to_take_back_from_another_machine(tmp_path: Path, foun
 def test_a_link_on_a_disk_that_a_reboot_did_not_mount_is_not_forgotten(tmp_path: Path) -> None:
     one, two = make(pools={"p": tmp_path / "a"}), make("hosta@two", pools={"q": tmp_path / "b"})
     name, there = volume(one, b"x", "p"), two.report()[0].location
-    one.move("p", name, there, no_progress)
+    one.move("p", name, there, name, no_progress)
     (tmp_path / "b").rename(tmp_path / "unmounted")
     with pytest.raises(DriverError, match="No such file"):
-        one.unmove("p", name, there | {"machine": "an-earlier-boot"})
+        one.unmove("p", name, there | {"machine": "an-earlier-boot"}, name)
     (tmp_path / "unmounted").rename(tmp_path / "b")
-    one.unmove("p", name, there | {"machine": "an-earlier-boot"})
+    one.unmove("p", name, there | {"machine": "an-earlier-boot"}, name)
     assert files(tmp_path / "b") == set()
 
 
@@ -119,9 +119,9 @@ def test_a_move_survives_a_reboot_between_two_attempts(tmp_path: Path) -> None:
     name, there = volume(one, b"x", "p"), two.report()[0].location
     inode = there["place"].rpartition(":")[2]
     old = there | {"machine": "an-earlier-boot", "fs": "4711", "place": f"file:an-earlier-boot:4711:{inode}"}
-    one.move("p", name, old, no_progress)
+    one.move("p", name, old, name, no_progress)
     assert two.objects("q") == [name]
-    one.unmove("p", name, old)
+    one.unmove("p", name, old, name)
     assert two.objects("q") == []
 
 
@@ -135,12 +135,12 @@ def test_where_hard_links_do_not_reach_blocks_are_shared(tmp_path: Path) -> None
             assert "reflink" in one.can_assist("p", name, there).reason
             for _ in range(2):
                 assert one.can_assist("p", name, there).yes
-                one.move("p", name, there, no_progress)
+                one.move("p", name, there, name, no_progress)
                 assert (second / name).read_bytes() == b"x" * MIB
             assert (second / name).stat().st_ino != (disk / "a" / name).stat().st_ino
-            one.unmove("p", name, there)
+            one.unmove("p", name, there, name)
             assert files(second) == set()
-            one.move("p", name, there, no_progress)
+            one.move("p", name, there, name, no_progress)
             one.delete("p", name)
             assert read(two.export("q", name, writable=False)) == b"x" * MIB
             assert two.objects("q") == [name]

@@ -63,7 +63,7 @@ class Stage:
 
 
 def move(stage: Stage) -> None:
-    stage.driver().move("p", stage.volume, stage.there(), lambda _done, _total: None)
+    stage.driver().move("p", stage.volume, stage.there(), stage.volume, lambda _done, _total: None)
 
 
 def lay_stray(stage: Stage) -> None:
@@ -126,7 +126,7 @@ MOVES: dict[str, Call] = {
     "can_assist": Call(lambda s: s.driver().can_assist("p", s.volume, s.there()), lambda s: {}, (None,)),
     "move": Call(move, lambda s: {s.volume: CONTENT}, (None, CONTENT)),
     "unmove": Call(
-        lambda s: s.driver().unmove("p", s.volume, s.there()),
+        lambda s: s.driver().unmove("p", s.volume, s.there(), s.volume),
         lambda s: {},
         (None, CONTENT),
         move,
@@ -209,7 +209,7 @@ def check_move(call: Call, stage: Stage) -> None:
     assert stage.content(other, stage.volume) in call.meanwhile
     call.make(stage)
     assert {each: stage.content(other, each) for each in other.objects("p")} == call.after(stage)
-    driver.unmove("p", stage.volume, stage.there())
+    driver.unmove("p", stage.volume, stage.there(), stage.volume)
     assert other.objects("p") == []
     for directory in (stage.source_directory, stage.destination_directory):
         assert [each for each in os.listdir(directory) if each.startswith(TEMPORARY)] == []

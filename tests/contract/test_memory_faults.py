@@ -260,7 +260,8 @@ def call_of_contract(driver: MemoryDriver, call: str, name: str, there: dict[str
     arguments: dict[str, tuple[object, ...]] = {
         **dict.fromkeys(("start", "pools", "report"), ()),
         **dict.fromkeys(("delete", "exists", "allocated", "disown", "export", "revoke", "is_open"), ("pool1", name)),
-        **dict.fromkeys(("can_assist", "unmove"), ("pool1", name, there)),
+        "can_assist": ("pool1", name, there),
+        "unmove": ("pool1", name, there, name),
         **dict.fromkeys(("objects", "adoptable", "exports"), ("pool1",)),
         **dict.fromkeys(("initialize_connection", "terminate_connection"), ("pool1", name, {})),
         "create": ("pool1", new_name(), 1),
@@ -269,7 +270,7 @@ def call_of_contract(driver: MemoryDriver, call: str, name: str, there: dict[str
         "delete_snapshot": ("pool1", name, new_name("snapshot")),
         "clone": ("pool1", name, new_name(), 1),
         "adopt": ("pool1", {"source-name": "stray"}, new_name()),
-        "move": ("pool1", name, there, lambda _done, _total: None),
+        "move": ("pool1", name, there, name, lambda _done, _total: None),
     }
     keywords = {"writable": True} if call in ("export", "initialize_connection") else {}
     return getattr(driver, call)(*arguments[call], **keywords)

@@ -79,7 +79,7 @@ def test_it_finds_what_is_wrong_both_ways_and_removes_what_migrations_left_alone
     gone, kept, round_trip, missing = storage.create(rest, 4)
     left = forgotten(storage, rest, gone)
     rest.moved(kept, THERE, force_host_copy=True)
-    for place in (THERE, OTHERS):  # home again, by the other service's name, with the name that it went with
+    for place in (THERE, OTHERS):  # home again, by the other service's name
         rest.moved(round_trip, place)
     foreign = storage.pool("file1", "pool1") / "backup.img"
     foreign.write_bytes(b"not ours")
@@ -102,7 +102,7 @@ def test_it_finds_what_is_wrong_both_ways_and_removes_what_migrations_left_alone
     assert (repaired.exit_code, repaired.findings, repaired.removed) == (FOUND, wrong, orphans)
     assert before - files(storage) == set(left)
     assert storage.path("file1", "pool1", kept).exists()
-    assert storage.path("file1", "pool1", round_trip).exists()
+    assert storage.path("file1", "pool1", rest.volume(round_trip)["os-vol-mig-status-attr:name_id"]).exists()
 
     (storage.directory / "away").rename(away)
     stranger.unlink()

@@ -179,8 +179,8 @@ class Rows:
         for migration in self.migrations:
             assisted = migration["plan"] == states.ASSISTED.name and migration["end"] in (None, End.STUCK)
             if assisted and migration["volume_id"] in by_id:
-                name = object_name(by_id[migration["volume_id"]])
-                names |= {(migration["source_host"], name), (migration["destination_host"], name)}
+                ends = (("source_host", "source_object_id"), ("destination_host", "destination_volume_id"))
+                names |= {(migration[host], f"volume-{migration[name]}") for host, name in ends}
         return names
 
 
