@@ -87,10 +87,14 @@ class Disk:
         return [path for path in self.host.running.state.glob("backends/*/*/volume-*") if path.name[7:] in ids]
 
     def path(self) -> Path:
-        """Where the volume is by its record."""
-        shown = self.rest.volume(self.volume)
+        return self.path_of(self.host, self.volume)
+
+    @staticmethod
+    def path_of(host: Host, volume_id: str) -> Path:
+        """Where a volume is by its record."""
+        shown = host.rest.volume(volume_id)
         pool = {FIRST: ("file1", "pool1"), SECOND: ("file2", "pool2")}[shown["os-vol-host-attr:host"]]
-        return self.host.running.path(*pool, str(shown.get("os-vol-mig-status-attr:name_id") or self.volume))
+        return host.running.path(*pool, str(shown.get("os-vol-mig-status-attr:name_id") or volume_id))
 
     def moved(self) -> None:
         """See that guest and record are at the new place, with all that was acknowledged, and nothing else is left."""
@@ -203,6 +207,33 @@ def test_a_limit_is_ordered_while_it_runs_and_progress_is_shown(slow_host: Host)
     assert disk.row()["status"] == "running"
     disk.order("set_rate", {"bytes_per_second": FAST})
     disk.moved()
+
+
+def test_of_two_disks_of_one_guest_one_waits_for_the_other(slow_host: Host) -> None:
+    """field.md bug 36 (LP1896621): parallel swaps in one server fail."""
+    disk, rest = in_the_mirror(slow_host), slow_host.rest
+    second = slow_host.volume()["id"]
+    path = slow_host.attach(second, disk.server)["connection_info"]["device_path"]
+    writer = disk.guest.add_disk(path, "second")
+    here = rest.volume(second)["os-vol-host-attr:host"]
+    assert rest.migrate(second, SECOND if here == FIRST else FIRST)[0] == 202
+
+    def waits() -> bool:
+        messages = [str(step["message"]) for step in rest.migration_of(second)["steps"]]
+        return any("another volume of server" in message for message in messages)
+
+    until(waits, "the second waits for the first")
+    assert len(disk.guest.qmp("query-block-jobs")) == 1
+    for volume_id in (disk.volume, second):
+        rate = {"set_rate": {"bytes_per_second": FAST}}
+        rest.ok("POST", f"/migrations/{rest.migration_of(volume_id)['id']}/action", rate)
+    for volume_id in (disk.volume, second):
+        assert rest.wait_migration(volume_id, 30)["status"] == "success"
+    for volume_id, each in ((disk.volume, disk.guest.writers[0]), (second, writer)):
+        each.goes_on()
+        moved = Disk.path_of(slow_host, volume_id)
+        assert str(moved) in disk.guest.files()
+        each.check(moved)
 
 
 # --- it is refused ---------------------------------------------------------------------------------------------------

@@ -168,9 +168,20 @@ class StorageDaemon:
         export = {"type": "nbd", "id": "e0", "node-name": NODE, "name": NODE, "writable": not self.read_only}
         self.qmp("block-export-add", **export)
 
-    def start_writer(self) -> Writer:
+    def add_disk(self, path: str | Path, name: str) -> Writer:
+        """Give the guest another disk, and begin to write to it."""
+        file = {"driver": "file", "node-name": f"{name}-file", "filename": str(path), "cache": {"direct": True}}
+        self.qmp("blockdev-add", **file)
+        raw = {"driver": "raw", "node-name": name, "file": f"{name}-file", "cache": {"direct": True}}
+        self.qmp("blockdev-add", **raw)
+        self.qmp(
+            "block-export-add", **{"type": "nbd", "id": f"e-{name}", "node-name": name, "name": name}, writable=True
+        )
+        return self.start_writer(name)
+
+    def start_writer(self, name: str = NODE) -> Writer:
         """Begin to write, as a program in the guest does."""
-        writer = Writer(f"nbd+unix:///{NODE}?socket={self._nbd}")
+        writer = Writer(f"nbd+unix:///{name}?socket={self._nbd}")
         self.writers.append(writer)
         writer.goes_on()
         return writer

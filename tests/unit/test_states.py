@@ -96,6 +96,28 @@ def test_no_other_step_may_say_that_nothing_moved() -> None:
                 states.advance(at(plan, step.name), Event.NOT_MOVED)
 
 
+@pytest.mark.parametrize(("plan", "step"), PLAN_STEPS, ids=IDS)
+def test_a_step_that_waits_looks_again_where_it_stands_and_no_other_may(plan: Plan, step: states.Step) -> None:
+    for direction, cancelled in itertools.product(Direction, (False, True)):
+        here = at(plan, step.name, direction)
+        if step.waits:
+            assert states.advance(here, Event.WAITING, Verdict(cancelled=cancelled)) == here
+        else:
+            with pytest.raises(ValueError, match="means nothing"):
+                states.advance(here, Event.WAITING, Verdict(cancelled=cancelled))
+
+
+@pytest.mark.parametrize(("plan", "step"), PLAN_STEPS, ids=IDS)
+def test_a_swap_that_has_happened_turns_forward_again_and_nothing_else_does(plan: Plan, step: states.Step) -> None:
+    for direction, cancelled in itertools.product(Direction, (False, True)):
+        here = at(plan, step.name, direction)
+        if (step.name, direction) == ("swap_by_compute", Direction.BACK):
+            assert states.advance(here, Event.SWAPPED, Verdict(cancelled=cancelled)) == at(plan, "switch_volume")
+        else:
+            with pytest.raises(ValueError, match="means nothing"):
+                states.advance(here, Event.SWAPPED, Verdict(cancelled=cancelled))
+
+
 def test_every_step_that_leaves_something_says_how_it_is_taken_back() -> None:
     pure = {"verify_copy", "disconnect", "switch_volume", "record_move"}
     for plan, step in PLAN_STEPS:
