@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,3 +110,27 @@ def refuse_snapshot(rest: Rest, volume_id: str) -> None:
 def is_zero(device: Path) -> bool:
     with device.open("rb") as file:
         return not any(os.pread(file.fileno(), MIB, at).strip(b"\0") for at in range(0, DEVICE - MIB, MIB))
+
+
+def checksum(device: Path) -> str:
+    """Of all of a device but its last, broken, sector."""
+    whole = hashlib.sha256()
+    with device.open("rb") as file:
+        for _ in range(0, DEVICE - MIB, MIB):
+            whole.update(file.read(MIB))
+    return whole.hexdigest()
+
+
+def test_a_device_that_is_no_whole_gib_is_not_managed_and_stays_as_it_was(setting: Setting) -> None:
+    """A volume has whole GiB, and a device cannot grow to the next one as a file does."""
+    rest, device = setting.service.rest(), setting.directory / "dev" / "dirty" / "disk"
+    before = checksum(setting.dirty.node)
+    body = {"volume": {"host": "node@dirty#p", "ref": {"source-name": str(device)}, "name": "odd"}}
+    volume_id = rest.ok("POST", "/os-volume-manage", body)["volume"]["id"]
+    until(lambda: rest.volume(volume_id)["status"] == "error_managing", "it is refused")
+    (message,) = rest.ok("GET", "/messages")["messages"]
+    assert f"{2 * GIB} bytes are wanted" in message["user_message"]
+    assert "cannot leave its device" in message["user_message"]
+    rest.delete(volume_id)
+    until(lambda: rest.request("GET", f"/volumes/{volume_id}")[0] == 404, "the row is gone")
+    assert checksum(setting.dirty.node) == before
