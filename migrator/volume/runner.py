@@ -55,20 +55,24 @@ class Interrupted(Exception):
 
 
 def claim(db: Database, migration_id: str, owner: str, lease_seconds: float) -> Migration | None:
-    """Take the migration for ``owner``; None when it is not to be had. Raises NotFound."""
+    """Take the migration for ``owner``, who does not work on it; None when it is not to be had. Raises NotFound."""
 
     def work(session: Session) -> Migration | None:
         seen = migrations.glance(session, migration_id)
-        took = migrations.claim(session, seen, owner, lease_seconds, owner_is_dead=is_dead(seen.owner))
+        let_go = seen.owner == owner or is_dead(seen.owner)
+        took = migrations.claim(session, seen, owner, lease_seconds, owner_is_dead=let_go)
         return migrations.get(session, migration_id) if took else None
 
     return db.run(work)
 
 
-def unowned(db: Database, *expected: sa.ColumnElement[bool]) -> list[migrations.Waiting]:
-    """Due migrations that nobody works on: free, out of lease, or of a process that is gone."""
+def unowned(db: Database, *expected: sa.ColumnElement[bool], ours: str | None = None) -> list[migrations.Waiting]:
+    """Due migrations that nobody works on: free, out of lease, or of a process that is gone.
+
+    Those of the owner ``ours``, who asks, are among them: he knows which of them he works on.
+    """
     rows, now = db.read(lambda session: (migrations.waiting(session, *expected), clock(session)))
-    return [row for row in rows if row.owner is None or row.lease_until < now or is_dead(row.owner)]
+    return [row for row in rows if row.owner in (None, ours) or row.lease_until < now or is_dead(row.owner)]
 
 
 def _is_beginning(row: Migration) -> bool:
@@ -269,8 +273,8 @@ class Runner:
     # --- all of them ---
 
     def sweep(self) -> None:
-        """Submit every row of ours that nobody works on."""
-        for row in unowned(self._db, self._mine()):
+        """Submit every row of ours that nobody works on, also what a lost database connection made us let go of."""
+        for row in unowned(self._db, self._mine(), ours=self.owner):
             self.submit(row.id)
 
     def _sweep_forever(self) -> None:

@@ -9,13 +9,16 @@ import contextlib
 from collections.abc import Callable
 
 import pytest
+from oslo_db import exception as db_exc
 
 from migrator import errors
 from migrator.db import migrations
 from migrator.db.migrations import Outcome
 from migrator.db.models import Migration
 from migrator.drivers.faults import Died
+from migrator.volume import runner
 from migrator.volume.states import End, Event
+from tests.recovery.instants import raising
 from tests.recovery.world import World
 from tests.support import rows
 
@@ -107,3 +110,20 @@ def test_a_late_return_of_a_failed_move_leaves_the_move_whose_source_is_not_dele
     world.runner = world.new_runner()
     world.live()
     world.ended(End.SUCCESS)
+
+
+@pytest.mark.parametrize("step", ["create_destination", "copy_data", "disconnect"])
+def test_what_a_lost_connection_to_the_database_interrupted_goes_on_at_the_next_sweep(world: World, step: str) -> None:
+    """Its runner lives and knows that it let go of it: nobody need wait for the end of the lease."""
+    world.ask()
+    world.runner.owner = runner.new_owner()
+    broken = raising(db_exc.DBError(OSError("broken on purpose")))  # one that is not tried again at once
+    world.on(f"{step} forward inside", lambda: world.on("commit inside", broken))
+    with pytest.raises(db_exc.DBError):
+        world.go()
+    row = world.row()
+    assert (row.owner, row.step) == (world.runner.owner, step)
+    assert row.lease_until > world.db.now()
+    world.go()
+    world.ended(End.SUCCESS)
+    assert (step, "forward", "lost") in world.history()
