@@ -46,7 +46,7 @@ def test_a_volume_moves_between_hosts_and_back_with_every_byte(deployment: Deplo
     # Both pools lie on one file system here, so the way back needs no copy.
     back = rest.moved(volume["id"], A)
     assert back["plan"] == "assisted"
-    home = deployment.path("file1", "pool1", there["destination_volume_id"])
+    home = deployment.path("file1", "pool1", back["destination_volume_id"])
     assert digest(home) == content
     assert list(now.parent.glob("volume-*")) == []
     rest.delete(volume["id"])

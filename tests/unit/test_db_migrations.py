@@ -237,10 +237,11 @@ def test_a_cancel_behind_the_line_is_refused(any_db: Database) -> None:
     assert not any_db.run(lambda session: migrations.request_cancel(session, over.id))
 
 
-def test_an_assisted_move_keeps_the_name_and_changes_the_place(any_db: Database) -> None:
+def test_an_assisted_move_changes_the_place_and_the_name(any_db: Database) -> None:
     row = at_step(any_db, "delete_source", plan="assisted")
     volume = rows.volume(any_db, row.volume_id)
-    assert (volume.host, volume.name_id, volume.availability_zone) == (rows.DESTINATION, None, "zone2")
+    place = (volume.host, volume.name_id, volume.availability_zone)
+    assert place == (rows.DESTINATION, row.destination_volume_id, "zone2")
     assert advance(any_db, row, DONE).end == "success"
 
 
