@@ -172,21 +172,19 @@ def claim(
     if changed(took) != 1:
         return False
     if seen.attempts:
-        history.close(session, seen.id, result="lost", message="its process ended before it reported")
+        history.close(session, seen.id, result="lost", message="its process ended, or lost the database")
     history.open_attempt(session, seen.id, seen.step, seen.direction, seen.attempts + 1)
     return True
 
 
 def renew(session: Session, owner: str, migration_ids: Sequence[str], lease_seconds: float) -> None:
-    """Extend the leases that ``owner`` still holds on the migrations that it really works on."""
+    """Extend the leases of ``owner`` on the migrations that it really works on.
+
+    Also one that has run out, after a stop of the process say, if nobody has taken the row meanwhile.
+    """
     session.execute(
         sa.update(Migration)
-        .where(
-            Migration.id.in_(migration_ids),
-            Migration.owner == owner,
-            Migration.end.is_(None),
-            Migration.lease_until >= now_seconds(),
-        )
+        .where(Migration.id.in_(migration_ids), Migration.owner == owner, Migration.end.is_(None))
         .values(lease_until=now_seconds() + lease_seconds, heartbeat_at=now_seconds())
         .execution_options(synchronize_session=False)
     )

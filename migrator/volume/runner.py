@@ -119,6 +119,8 @@ class Runner:
         self._pool = ThreadPoolExecutor(settings.parallel, thread_name_prefix="migration")
         self._lock = threading.Lock()
         self._active: set[str] = set()
+        #: Of these, those that somebody asked for since: whoever leaves one looks at it again.
+        self._nudged: set[str] = set()
         self._due: list[float] = []
         self._wake = threading.Event()
         #: Set when the service ends; long steps look at it.
@@ -145,9 +147,12 @@ class Runner:
             return list(self._active)
 
     def submit(self, migration_id: str) -> None:
-        """Work on a migration soon, unless this runner does already."""
+        """Work on a migration soon; one that is worked on is looked at again behind that."""
         with self._lock:
-            if migration_id in self._active or self.stopping.is_set():
+            if self.stopping.is_set():
+                return
+            if migration_id in self._active:
+                self._nudged.add(migration_id)
                 return
             self._active.add(migration_id)
         try:
@@ -174,6 +179,10 @@ class Runner:
     def _leave(self, migration_id: str) -> None:
         with self._lock:
             self._active.discard(migration_id)
+            nudged = migration_id in self._nudged
+            self._nudged.discard(migration_id)
+        if nudged:  # a resume, say, that came while the pause was being written down
+            self.submit(migration_id)
 
     def run(self, migration_id: str) -> None:
         """Claim the migration and do its steps until it is over or no longer ours."""
@@ -274,8 +283,10 @@ class Runner:
 
     def sweep(self) -> None:
         """Submit every row of ours that nobody works on, also what a lost database connection made us let go of."""
+        active = set(self.active())
         for row in unowned(self._db, self._mine(), ours=self.owner):
-            self.submit(row.id)
+            if row.id not in active:
+                self.submit(row.id)
 
     def _sweep_forever(self) -> None:
         while not self.stopping.is_set():

@@ -1,0 +1,63 @@
+"""What the runner promises whoever asks it for work, with threads of its own."""
+
+from __future__ import annotations
+
+import threading
+
+import sqlalchemy as sa
+
+from migrator.db import migrations
+from migrator.db.api import Database
+from migrator.db.migrations import Outcome
+from migrator.db.models import Migration
+from migrator.volume.runner import Interrupted, Runner, Settings
+from migrator.volume.states import Direction
+from tests.support import rows
+from tests.support.waiting import until
+
+SETTINGS = Settings(lease_seconds=30, sweep_seconds=3600, attempts=3, retry_seconds=0.0, parallel=2)
+STEP = "create_destination"
+
+
+def waiting_for(db: Database, step: str) -> Migration:
+    row = rows.add_migration(db, rows.add_volume(db))
+    db.run(lambda session: session.execute(sa.update(Migration).where(Migration.id == row.id).values(step=step)))
+    return row
+
+
+def test_who_is_asked_for_what_it_works_on_looks_at_it_again_behind_that(db: Database) -> None:
+    """A resume that comes while a pause is written down is not left to the next sweep, an hour away here."""
+    row = waiting_for(db, STEP)
+    began, go_on = threading.Event(), threading.Event()
+    calls: list[str] = []
+
+    def step(migration: Migration) -> Outcome:
+        calls.append(migration.id)
+        began.set()
+        assert go_on.wait(20)
+        raise Interrupted("paused on request")
+
+    runner = Runner(db, {(STEP, Direction.FORWARD): step}, sa.true, SETTINGS)
+    try:
+        runner.submit(row.id)
+        assert began.wait(20)
+        for _ in range(3):
+            runner.submit(row.id)
+        go_on.set()
+        until(lambda: len(calls) == 2 and not runner.active(), "once more, and once only")
+    finally:
+        runner.stop()
+    assert calls == [row.id] * 2
+    assert rows.migration(db, row.id).owner is None
+
+
+def test_a_lease_that_ran_out_is_renewed_unless_another_has_the_row(any_db: Database) -> None:
+    """A process that was stopped for longer than its lease, and wakes up before anybody has noticed."""
+    ours, theirs = waiting_for(any_db, STEP), waiting_for(any_db, STEP)
+    for row, owner in ((ours, "me"), (theirs, "another")):
+        values = {"owner": owner, "lease_until": 1.0}
+        change = sa.update(Migration).where(Migration.id == row.id).values(**values)
+        any_db.run(lambda session, change=change: session.execute(change))  # type: ignore[misc]
+    any_db.run(lambda session: migrations.renew(session, "me", [ours.id, theirs.id], 30.0))
+    assert rows.migration(any_db, ours.id).lease_until > any_db.now() + 20
+    assert rows.migration(any_db, theirs.id).lease_until == 1.0
