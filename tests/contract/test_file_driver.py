@@ -19,6 +19,7 @@ from migrator.errors import ConfigError, DriverError, InvalidInput, NoSpace
 from tests.contract.files import files, make, refused, volume
 from tests.contract.mounts import mounted, tmpfs, xfs
 from tests.contract.worlds import new_name, read, write
+from tests.support.needs import missing
 
 MIB = 1024**2
 
@@ -297,7 +298,7 @@ def lay(kind: str, path: Path) -> None:
     try:
         STRANGE[kind](path)
     except PermissionError:
-        pytest.skip(f"a {kind} cannot be made here")
+        missing(f"a {kind} cannot be made here")
 
 
 @pytest.mark.parametrize("kind", STRANGE)

@@ -19,6 +19,8 @@ import pytest
 
 from migrator.cmd import copy as program
 from migrator.volume.statefile import StateError, StateFile
+from tests.contract.loops import Loops
+from tests.contract.mounts import tmpfs
 from tests.support.data import same_bytes
 from tests.support.disks import naive
 from tests.support.needs import missing
@@ -127,19 +129,16 @@ def in_this_process(*words: object) -> int:
 
 
 def test_a_mounted_or_busy_device_is_refused(source: Path, tmp_path: Path) -> None:
-    image = tmp_path / "image"
-    image.write_bytes(bytes(8 * MIB))
-    made = subprocess.run(["losetup", "--find", "--show", str(image)], capture_output=True, check=False)
-    if made.returncode:
-        pytest.skip("no loop device to be had")
-    device = Path(made.stdout.decode().strip())
+    loops = Loops(tmp_path)
+    disk = loops.make("disk", 8 * MIB)
+    device = disk.node
     try:
         held = os.open(device, os.O_RDWR | os.O_EXCL)
         done = run(source, device)
         os.close(held)
         assert done.returncode == program.USAGE
         assert "uses it" in done.stderr
-        assert image.read_bytes() == bytes(8 * MIB)
+        assert disk.backing.read_bytes() == bytes(8 * MIB)
         # A larger one is taken, and keeps what lies behind.
         device.write_bytes(b"\xdd" * (8 * MIB))
         assert run(source, device).returncode == 0
@@ -148,7 +147,7 @@ def test_a_mounted_or_busy_device_is_refused(source: Path, tmp_path: Path) -> No
         small.write_bytes(b"x" * (9 * MIB))
         assert run(small, device).returncode == program.USAGE
     finally:
-        subprocess.run(["losetup", "--detach", str(device)], check=True)
+        loops.end()
 
 
 @pytest.fixture
@@ -273,17 +272,8 @@ def test_a_state_of_another_copy_is_refused(source: Path, tmp_path: Path, change
 def test_a_full_disk_is_an_io_error_with_its_number(
     source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    place = tmp_path / "small"
-    place.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(place)], capture_output=True, check=False
-    )
-    if made.returncode:
-        pytest.skip("may not mount a small file system")
-    try:
+    with tmpfs(tmp_path / "small", "size=2m") as place:
         assert in_this_process(source, place / "new", "--json") == program.IO_ERROR
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
     error = events(capfd.readouterr().out)[-1]["error"]
     assert (error["kind"], error["errno"]) == ("DestinationFull", 28)
 

@@ -20,6 +20,7 @@ import pytest
 from migrator import errors, machine
 from migrator.volume import worker_copier as one
 from migrator.volume.copiers import CopierPool, CopyStopped, WorkerCopier, kill_worker
+from tests.contract.mounts import tmpfs
 from tests.support.copying import MIB, SIZE, SLOW, Volume, after, ignore, no
 from tests.support.waiting import until
 
@@ -301,18 +302,10 @@ def test_a_full_destination_is_no_space(pool: CopierPool, source: Volume, destin
 
 
 def test_a_full_file_system_is_no_space(pool: CopierPool, source: Volume, tmp_path: Path) -> None:
-    (tmp_path / "small").mkdir()
-    mount = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(tmp_path / "small")], capture_output=True, check=False
-    )
-    if mount.returncode:
-        pytest.skip("may not mount a small file system")
-    try:
-        destination = Volume(tmp_path / "small/destination")
+    with tmpfs(tmp_path / "small", "size=4m") as small:
+        destination = Volume(small / "destination")
         with pool.take() as copier, pytest.raises(errors.NoSpace):
             copier.copy(source(), destination(True), [], {}, ignore, no)
-    finally:
-        subprocess.run(["umount", str(tmp_path / "small")], check=True)
 
 
 def test_a_difference_is_told_with_its_offset(pool: CopierPool, source: Volume, tmp_path: Path) -> None:

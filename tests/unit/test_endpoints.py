@@ -7,7 +7,6 @@ import errno
 import mmap
 import os
 import random
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from migrator.volume.endpoints import (
 )
 from migrator.volume.extents import Extent, Ranges
 from migrator.volume.files import FileEndpoint
+from tests.contract.loops import Loops
 
 MIB = 1 << 20
 ODD_SIZES = [0, 1, 511, 512, 4095, 4096, 4097, MIB - 1, MIB, MIB + 1, 3 * MIB + 4096 + 7]
@@ -250,17 +250,10 @@ def test_reading_sees_the_disk_and_leaves_nothing_in_the_cache(disk: Path, direc
 
 @pytest.fixture
 def device(tmp_path: Path) -> Iterator[Path]:
-    """A block device, where the tests may make one."""
-    image = make(tmp_path / "image", b"\xee" * (8 * MIB))
-    try:
-        found = subprocess.run(["losetup", "--find", "--show", str(image)], capture_output=True, check=False)
-    except FileNotFoundError:
-        pytest.skip("no losetup")
-    if found.returncode:
-        pytest.skip("no loop device to be had")
-    path = Path(found.stdout.decode().strip())
-    yield path
-    subprocess.run(["losetup", "--detach", str(path)], check=True)
+    """A block device that was used before."""
+    loops = Loops(tmp_path)
+    yield loops.make("disk", 8 * MIB, content=b"\xee" * (8 * MIB)).node
+    loops.end()
 
 
 def test_a_device_is_copied_both_ways_and_held_alone(tmp_path: Path, device: Path) -> None:
