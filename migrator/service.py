@@ -132,7 +132,7 @@ class VolumeService(Service):
         self.runner = runner.Runner(self.db, steps.functions(), self._mine, settings, self._migration_left, began)
         steps.stopping = self.runner.stopping
         self.manager = VolumeManager(
-            self.conf, self.db, self.driver, self.runner.submit, self._report_now.set, self.compute, self.news
+            self.conf, self.db, self.driver, self.runner.submit, self._report_now.set, self.compute, self.news, volume
         )
         self._beat()
         self.server = rpc.server(self.bus, rpc.VOLUME_TOPIC, self.host, [self.manager])

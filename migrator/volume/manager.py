@@ -27,7 +27,7 @@ from migrator.db.api import Database, now_seconds
 from migrator.db.models import Migration, Snapshot, Volume, utcnow
 from migrator.drivers.base import VolumeDriver
 from migrator.notifications import OFF, Notifications
-from migrator.rpc import VERSION
+from migrator.rpc import VERSION, VolumeClient
 from migrator.volume.adoption import Adoption
 from migrator.volume.cleanup import CleanUp
 from migrator.volume.connections import Connections
@@ -86,11 +86,16 @@ class VolumeManager(Destinations, Connections, Adoption, CleanUp, Inventory, Que
         report: Callable[[], None],
         compute: Compute | None = None,
         news: Notifications = OFF,
+        peers: VolumeClient | None = None,
     ) -> None:
         """``run_migration`` takes an id to work on soon; ``report`` sends the pools to the schedulers soon.
 
-        ``compute`` is told when a volume has grown that servers use; ``news`` what begins and ends.
+        ``compute`` is told when a volume has grown that servers use; ``news`` what begins and ends.  By ``peers`` is
+        passed on what is another service's by now; without them, that one's sweep finds it.
         """
+        self._peers = peers
+        #: Services whose rows are worked on here: this one, and those that an operator has it clean up after.
+        self._answers_for = {driver.backend}
         self._news = news
         self._compute = compute
         self._conf = conf
@@ -155,8 +160,8 @@ class VolumeManager(Destinations, Connections, Adoption, CleanUp, Inventory, Que
         if volume.twin_of is not None:
             self._reap(volume)
             return
-        if self._migrating(volume):
-            self._after_migration(volume_id, lambda: self.delete_volume(context, volume_id=volume_id))
+        volume = self._at_rest("delete_volume", volume_id, lambda: self._wanted(volume_id, "deleting"))
+        if volume is None:
             return
         with (
             self._locks.hold(self._name(volume)),
@@ -172,11 +177,8 @@ class VolumeManager(Destinations, Connections, Adoption, CleanUp, Inventory, Que
     @expose
     def extend_volume(self, context: RequestContext, volume_id: str) -> None:
         """Bring a volume ``extending`` to its wanted size, once no migration works on it."""
-        volume = self._wanted(volume_id, "extending")
+        volume = self._at_rest("extend_volume", volume_id, lambda: self._wanted(volume_id, "extending"))
         if volume is None or volume.wanted_size is None:
-            return
-        if self._migrating(volume):
-            self._after_migration(volume_id, lambda: self.extend_volume(context, volume_id=volume_id))
             return
         size = volume.wanted_size
         rest = "in-use" if volume.attach_status == "attached" else "available"
@@ -209,9 +211,8 @@ class VolumeManager(Destinations, Connections, Adoption, CleanUp, Inventory, Que
         snapshot = self._snapshot(snapshot_id, "creating")
         if snapshot is None:
             return
-        volume = self._db.read(lambda session: volumes.get(session, snapshot.volume_id))
-        if self._migrating(volume):
-            self._after_migration(snapshot_id, lambda: self.create_snapshot(context, snapshot_id=snapshot_id))
+        volume = self._at_rest("create_snapshot", snapshot_id, lambda: self._volume_of(snapshot))
+        if volume is None:
             return
         with self._locks.hold(self._name(volume)):
             try:
@@ -239,6 +240,7 @@ class VolumeManager(Destinations, Connections, Adoption, CleanUp, Inventory, Que
 
     def sweep(self, service: str) -> None:
         """Do what rows of this backend ask for and no message brought: after a restart, and now and then."""
+        self._answers_for.add(service)
         self._exports.sweep(self._db)
         for twin_id in self._db.read(lambda session: twins.expired(session, service)):
             self._db.run(lambda session, twin_id=twin_id: twins.give_up_kept(session, twin_id))  # type: ignore[misc]
@@ -295,6 +297,28 @@ class VolumeManager(Destinations, Connections, Adoption, CleanUp, Inventory, Que
     def _wanted(self, volume_id: str, status: str) -> Volume | None:
         volume = self._db.read(lambda session: volumes.find(session, volume_id))
         return volume if volume is not None and volume.status == status and volume.host is not None else None
+
+    def _volume_of(self, snapshot: Snapshot) -> Volume:
+        return self._db.read(lambda session: volumes.get(session, snapshot.volume_id))
+
+    def _at_rest(self, order: str, object_id: str, look: Callable[[], Volume | None]) -> Volume | None:
+        """The volume that a message is about, once no migration works on it; None where the message is to wait.
+
+        None also where the volume is another service's by now, which is given the message: a cancelled migration ends
+        at its destination all the same when a server was moved there already.
+        """
+        volume = look()
+        if volume is not None and self._migrating(volume):
+            self._after_migration(object_id, lambda: getattr(self, order)(service_context(), object_id))
+            return None
+        if volume is not None and volume.migration_id is not None:
+            volume = look()  # what was read before the migration had ended may name the place that it has left
+        if volume is None or BackendName.parse(str(volume.host)).service in self._answers_for:
+            return volume
+        LOG.info("%s of %s is left to the service of %s", order, object_id, volume.host)
+        if self._peers is not None:
+            getattr(self._peers, order)(service_context(), str(volume.host), object_id)
+        return None
 
     def _migrating(self, volume: Volume) -> bool:
         """Tell whether a migration still works on the volume; nudge it to see its cancel."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -142,6 +143,28 @@ def test_a_cancel_during_the_copy_is_decided_by_its_end(cloud: Cloud, fails: boo
     go.set()
     assert cloud.rest.wait_migration(disk.volume)["status"] == end
     (cloud.stayed if fails else cloud.moved)(disk)
+
+
+def test_what_its_owner_asked_for_meanwhile_is_done_where_the_volume_lives_then(cloud: Cloud) -> None:
+    """Extend and snapshot cancel the migration; the server is moved all the same, so the other backend has to do it."""
+    grown, kept, rest = cloud.disk(), cloud.disk(), cloud.rest
+    for disk in (grown, kept):
+        reached, _ = cloud.plan(disk).hold("copy")
+        cloud.migrate(disk)
+        assert reached.wait(20)
+    rest.ok("POST", f"/volumes/{grown.volume}/action", {"os-extend": {"new_size": 2}})
+    wanted = {"snapshot": {"volume_id": kept.volume, "force": True}}
+    snapshot = rest.ok("POST", "/snapshots", wanted)["snapshot"]["id"]
+    for disk in (grown, kept):
+        cloud.plan(disk).gates["copy"].set()
+        assert rest.wait_migration(disk.volume)["status"] == "success"
+    until(lambda: rest.volume(grown.volume)["status"] != "extending", "it is extended")
+    assert (rest.volume(grown.volume)["status"], rest.volume(grown.volume)["size"]) == ("in-use", 2)
+    assert Path(grown.guest.path).stat().st_size == 2 << 30
+    until(lambda: rest.ok("GET", f"/snapshots/{snapshot}")["snapshot"]["status"] != "creating", "it is made")
+    assert rest.ok("GET", f"/snapshots/{snapshot}")["snapshot"]["status"] == "available"
+    for disk in (grown, kept):
+        cloud.moved(disk)
 
 
 @pytest.mark.parametrize("call", ["copy", "completion"])

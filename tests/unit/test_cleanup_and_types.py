@@ -9,11 +9,12 @@ import pytest
 
 from migrator import conf as config
 from migrator import rpc
-from migrator.context import service_context
+from migrator.context import RequestContext, service_context
 from migrator.db import types
 from migrator.db.api import Database
 from migrator.drivers import memory
 from migrator.drivers.memory import MemoryDriver
+from migrator.rpc import VolumeClient
 from migrator.scheduler.manager import SchedulerManager
 from migrator.volume.manager import VolumeManager
 from tests.contract.worlds import options
@@ -45,6 +46,32 @@ def test_what_a_dead_service_left_is_done_by_one_that_has_the_same_pools(db: Dat
     assert list(driver.objects("pool1")) == [f"volume-{creating}"]
     assert rows.volume(db, elsewhere).status == "creating"
     assert submitted == [moving.id]
+
+
+class Passed(VolumeClient):
+    """Where messages go that are another service's."""
+
+    def __init__(self) -> None:
+        self.on: list[tuple[str, str, str]] = []
+
+    def delete_volume(self, context: RequestContext, host: str, volume_id: str) -> None:
+        self.on.append(("delete", host, volume_id))
+
+    def extend_volume(self, context: RequestContext, host: str, volume_id: str) -> None:
+        self.on.append(("extend", host, volume_id))
+
+
+def test_a_message_for_a_volume_that_has_moved_away_is_passed_on(db: Database, driver: MemoryDriver) -> None:
+    """The pool here may have the same name: the row would go, and the object stay where it is for ever."""
+    passed, there = Passed(), "hostc@file2#pool1"
+    manager = VolumeManager(config.new(), db, driver, lambda _: None, lambda: None, peers=passed)
+    deleting = rows.add_volume(db, status="deleting", host=there)
+    growing = rows.add_volume(db, status="extending", wanted_size=2, host=there)
+    manager.delete_volume(service_context(), volume_id=deleting)
+    manager.extend_volume(service_context(), volume_id=growing)
+    assert passed.on == [("delete", there, deleting), ("extend", there, growing)]
+    assert rows.volume(db, deleting).deleted_at is None
+    assert rows.volume(db, growing).status == "extending"
 
 
 def _put(session: Any, migration_id: str, step: str) -> None:
