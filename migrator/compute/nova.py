@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 from typing import Any
 
@@ -33,6 +34,7 @@ class Nova(Compute):
         self._adapter: Any = None
 
     def swap(self, server: str, old: str, new: str) -> None:
+        self._prepare()
         body = {"volumeAttachment": {"volumeId": new}}
         self._request("PUT", f"/servers/{server}/os-volume_attachments/{old}", _SWAP, body)
 
@@ -62,6 +64,15 @@ class Nova(Compute):
 
     # --- HTTP ---
 
+    def _prepare(self) -> None:
+        """Have a token and know the endpoint: whatever goes wrong with these, nothing was sent to Nova."""
+        adapter = self._opened()
+        try:
+            adapter.session.get_auth_headers(adapter.auth)
+            adapter.get_endpoint()
+        except (exceptions.ClientException, OSError) as error:
+            raise errors.ComputeUnreachable(reason=f"{type(error).__name__}: {error}") from error
+
     def _request(self, method: str, path: str, version: str, body: Any = None) -> Any:
         """Return the answer; only a question is asked again by itself."""
         retries = _RETRIES if method == "GET" else 0
@@ -79,6 +90,8 @@ class Nova(Compute):
             )
         except exceptions.ClientException as error:
             raise _translated(error) from error
+        except OSError as error:  # a file of certificates that cannot be read, say: what happens later is translated
+            raise errors.ComputeUnreachable(reason=str(error)) from error
         if answer.status_code < 400:
             return answer
         kind = errors.ComputeFailed if answer.status_code >= 500 else errors.ComputeRefused
@@ -102,17 +115,25 @@ class Nova(Compute):
 def _translated(error: exceptions.ClientException) -> errors.MigratorError:
     """Tell what was certainly not sent from what nobody knows of."""
     if isinstance(error, exceptions.RetriableConnectionFailure | exceptions.ConnectionError):
-        sent = not isinstance(error, exceptions.SSLError) and not _never_connected(error)
-        return (errors.ComputeSilent if sent else errors.ComputeUnreachable)(reason=str(error))
+        return (errors.ComputeUnreachable if _never_connected(error) else errors.ComputeSilent)(reason=str(error))
     # No token, no endpoint in the catalogue, no such version: the request itself was never made.
     return errors.ComputeUnreachable(reason=f"{type(error).__name__}: {error}")
+
+
+#: Nobody was reached, the one who was is not whom he claims to be, or the address is none.  No other fault of TLS:
+#: it may as well come behind the request, which must not be sent twice.
+_BEFORE_SENDING = (
+    *(requests.exceptions.ConnectTimeout, NewConnectionError, ConnectTimeoutError),
+    *(ssl.SSLCertVerificationError, requests.exceptions.InvalidURL),
+    *(requests.exceptions.InvalidSchema, requests.exceptions.MissingSchema),
+)
 
 
 def _never_connected(error: BaseException) -> bool:
     """Tell whether the connection failed before anything could be sent, from what caused the error."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, requests.exceptions.ConnectTimeout | NewConnectionError | ConnectTimeoutError):
+        if isinstance(seen, _BEFORE_SENDING):
             return True
         seen = seen.__cause__ or seen.__context__
     return False

@@ -92,7 +92,7 @@ class Attached:
             raise self._failed(migration, "the server is gone")
         age = self._age(migration)
         if use is Use.NONE and age > self._begin_seconds:
-            raise self._failed(migration, f"the compute service has not begun within {age:.0f} s")
+            raise self._failed(migration, f"the compute service has not begun within {age:.0f} s; {_known(uses)}")
         if age > self._conf.swap_timeout_seconds:
             raise self._failed(migration, f"no end within swap_timeout_seconds ({self._conf.swap_timeout_seconds})")
         return self._wait(f"{_known(uses)}; the new one is {use.value}")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +18,7 @@ import pytest
 from migrator import compute, errors
 from migrator import conf as config
 from migrator.compute.base import Compute, Uses
+from tests.support.nbd import make_secrets
 
 SERVER, OLD, NEW = "s" * 8, "o" * 8, "n" * 8
 
@@ -222,10 +227,104 @@ def test_nobody_listens() -> None:
         client(f"http://127.0.0.1:{port}").swap(SERVER, OLD, NEW)
 
 
+@pytest.fixture(scope="module")
+def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_secrets(tmp_path_factory.mktemp("tls") / "secrets")
+
+
+@contextlib.contextmanager
+def tls_peer(secrets: Path) -> Iterator[tuple[str, list[bytes]]]:
+    """A server that reads each request and then breaks the encrypted stream; gives its address and what it heard."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(secrets / "server-cert.pem", secrets / "server-key.pem")
+    heard: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):  # the listener is closed at the end
+                while True:
+                    plain, _ = listener.accept()
+                    with contextlib.suppress(OSError), context.wrap_socket(plain, server_side=True) as secure:
+                        heard.append(secure.recv(65536))
+                        os.write(secure.fileno(), b"no TLS at all")
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"https://localhost:{listener.getsockname()[1]}", heard
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(10)
+
+
+def test_a_broken_stream_is_silence_for_the_request_was_heard(secrets: Path) -> None:
+    """A swap that is taken for not sent is sent again: two of them in one server at a time."""
+    with tls_peer(secrets) as (url, heard):
+        with pytest.raises(errors.ComputeSilent, match="SSL"):
+            client(url, cafile=str(secrets / "ca-cert.pem")).swap(SERVER, OLD, NEW)
+        assert [each[:3] for each in heard] == [b"PUT"]
+
+
+def test_a_peer_that_cannot_be_trusted_is_told_nothing(secrets: Path) -> None:
+    with tls_peer(secrets) as (url, heard):
+        with pytest.raises(errors.ComputeUnreachable, match="certificate verify failed"):
+            client(url).swap(SERVER, OLD, NEW)
+        assert heard == []
+
+
+@pytest.mark.parametrize(
+    ("url", "options", "reason"),
+    [
+        ("nova.example.com", {}, "No scheme supplied"),
+        ("gopher://nova.example.com", {}, "No connection adapters"),
+        ("https://127.0.0.1:1", {"cafile": "/nowhere/ca.pem"}, "/nowhere/ca.pem"),
+        ("http://127.0.0.1:1", {"auth_type": "nonsense"}, "nonsense"),
+    ],
+)
+def test_a_configuration_by_which_nothing_is_sent(url: str, options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(errors.ComputeUnreachable, match=reason):
+        client(url, **options).swap(SERVER, OLD, NEW)
+
+
 def test_a_question_is_asked_again(peer: Peer) -> None:
     peer.say((503, ""), (200, {"volumeAttachments": [{"volumeId": OLD}]}))
     assert client(peer.url).uses(SERVER, OLD, NEW) is Uses.OLD
     assert len(peer.heard) == 2
+
+
+def by_password(peer: Peer, **options: Any) -> Compute:
+    """A client that asks the peer for a token and for the catalogue, too."""
+    from keystoneauth1 import loading
+
+    conf = config.load("tests", [], [])
+    config.register_nova(conf)
+    conf.set_override("compute_service", "nova")
+    conf.register_opts(loading.get_auth_plugin_conf_options("v3password"), group=config.NOVA)
+    values = {
+        "auth_type": "v3password",
+        "auth_url": f"{peer.url}/v3",
+        "username": "migrator",
+        "user_domain_name": "Default",
+        "password": "pw",
+        "region_name": "R",
+        "valid_interfaces": ["internal"],
+        **options,
+    }
+    for name, value in values.items():
+        conf.set_override(name, value, config.NOVA)
+    made = compute.load(conf)
+    assert made is not None
+    return made
+
+
+def test_an_identity_service_that_does_not_answer_is_not_a_silent_nova(peer: Peer) -> None:
+    """Nothing was asked of Nova, so that the swap may be tried again at once."""
+
+    def late(handler: BaseHTTPRequestHandler) -> None:
+        peer.let_go.wait(20)
+
+    peer.answers = [late]
+    with pytest.raises(errors.ComputeUnreachable):
+        by_password(peer, timeout=1).swap(SERVER, OLD, NEW)
+    assert {method for method, *_ in peer.heard} <= {"GET", "POST"}
 
 
 def test_the_endpoint_comes_from_the_catalogue(peer: Peer) -> None:
@@ -247,26 +346,7 @@ def test_the_endpoint_comes_from_the_catalogue(peer: Peer) -> None:
         return (202, "") if handler.command == "PUT" else (200, versions)
 
     peer.answers = [answer]
-    conf = config.load("tests", [], [])
-    config.register_nova(conf)
-    conf.set_override("compute_service", "nova")
-    from keystoneauth1 import loading
-
-    conf.register_opts(loading.get_auth_plugin_conf_options("v3password"), group=config.NOVA)
-    values = {
-        "auth_type": "v3password",
-        "auth_url": f"{peer.url}/v3",
-        "username": "migrator",
-        "user_domain_name": "Default",
-        "password": "pw",
-        "region_name": "R",
-        "valid_interfaces": ["internal"],
-    }
-    for name, value in values.items():
-        conf.set_override(name, value, config.NOVA)
-    made = compute.load(conf)
-    assert made is not None
-    made.swap(SERVER, OLD, NEW)
+    by_password(peer).swap(SERVER, OLD, NEW)
     method, path, headers, _ = peer.heard[-1]
     assert (method, path) == ("PUT", f"/nova/v2.1/servers/{SERVER}/os-volume_attachments/{OLD}")
     assert headers["X-Auth-Token"] == "the-token"
