@@ -20,7 +20,7 @@ from migrator.drivers.file import FileDriver
 from migrator.drivers.memory import MemoryDriver
 from migrator.volume.manager import VolumeManager
 from tests.support import rows
-from tests.support.nova import Image
+from tests.support.plain_guest import Image
 
 CONNECTOR = {"host": "compute1", "ip": "127.0.0.1"}
 

@@ -3,32 +3,37 @@
     PUT …/os-volume_attachments/{old}      get_old get_new begin versions reserve: inside the request, as nova-api does
     then, in a thread, as nova-compute     get_old get_new connect COPY complete detach completion
     if connect, COPY or complete fails     roll release failure, which is completion with error
+    if nova-compute cannot be told         roll release, and the PUT ends with 500
 
 COPY ends with the change to the new disk: when ``complete`` fails, the server lives there, and a failure is reported
-all the same.  Where another call fails, nova-compute does nothing more, and reports nothing.
+all the same.  Where another call fails, nova-compute does nothing more, and reports nothing.  A volume that is not
+``migrating`` when nova-compute looks is swapped for good: Nova keeps the new one, and never calls back.
+
+All of these carry the token of whoever sent the PUT, that token's project in their path, and Nova's own token beside
+it; attach and detach carry their user's.  ``RECORDED`` has how a real Nova sends each, and what a real block storage
+answers: another answer is kept in ``Nova.strange``.
 
 The data is moved as a hypervisor does it: what the guest writes meanwhile goes to both files, and it never stops.
 """
 
 from __future__ import annotations
 
+import contextlib
 import enum
-import fcntl
-import hashlib
 import http.client
 import json
-import os
-import struct
 import threading
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-BLOCK = 4096
-#: Blocks that a guest writes in turn, over and over.
-BLOCKS = 256
+from tests.support.plain_guest import Guest
+
+#: Tokens of a service that believes every caller: of a tenant, and of the service user in [nova].
+USER, SERVICE_USER = "tenant:p", "admin:service"
 
 
 class Failed(Exception):
@@ -37,98 +42,6 @@ class Failed(Exception):
 
 class Died(Exception):
     """The compute service ends here and knows nothing afterwards."""
-
-
-class Image:
-    """A file that a hypervisor has open, with the locks by which others see that (QEMU: bytes from 100 on)."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi", fcntl.F_RDLCK, os.SEEK_SET, 100, 4, 0))
-
-    def close(self) -> None:
-        """Close it, once: by then the number may be that of another guest's disk."""
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
-
-
-class Guest:
-    """A server's disk and a program that writes numbered, checksummed blocks to it without a pause."""
-
-    def __init__(self, path: str, pause: float = 0.001) -> None:
-        self._disk = Image(path)
-        self._mirror: Image | None = None
-        self._pause = pause
-        self.acknowledged: dict[int, int] = {}
-        self._lock = threading.Lock()
-        self._ending = threading.Event()
-        self._thread = threading.Thread(target=self._write_forever, daemon=True)
-        self._thread.start()
-
-    @property
-    def path(self) -> str:
-        return self._disk.path
-
-    @property
-    def mirror(self) -> str | None:
-        return self._mirror.path if self._mirror else None
-
-    @staticmethod
-    def block(place: int, number: int) -> bytes:
-        head = f"{place}:{number}:".encode()
-        body = head + bytes(BLOCK - 32 - len(head))
-        return body + hashlib.sha256(body).digest()
-
-    def _write_forever(self) -> None:
-        number = 0
-        while not self._ending.wait(self._pause):
-            place, number = number % BLOCKS, number + 1
-            with self._lock:
-                for image in filter(None, (self._disk, self._mirror)):
-                    os.pwrite(image.fd, self.block(place, number), place * BLOCK)
-                self.acknowledged[place] = number
-
-    def copy_to(self, path: str) -> None:
-        """Copy the disk while the guest writes to both."""
-        with self._lock:
-            self._mirror = Image(path)
-        for place in range(BLOCKS):
-            with self._lock:
-                os.pwrite(self._mirror.fd, os.pread(self._disk.fd, BLOCK, place * BLOCK), place * BLOCK)
-
-    def pivot(self) -> None:
-        with self._lock:
-            assert self._mirror is not None
-            self._disk.close()
-            self._disk, self._mirror = self._mirror, None
-
-    def abort(self) -> None:
-        """End the copy, if there is one under way; what was changed over to stays."""
-        with self._lock:
-            if self._mirror is not None:
-                self._mirror.close()
-                self._mirror = None
-
-    def stop(self) -> None:
-        self._ending.set()
-        self._thread.join(10)
-
-    def end(self) -> None:
-        """Power off: nothing is open any more."""
-        self.stop()
-        self.abort()
-        self._disk.close()
-
-    def check(self) -> None:
-        """See that every acknowledged block is on the disk that the guest has, by its path."""
-        self.stop()
-        with open(self.path, "rb") as disk:
-            data = disk.read(BLOCK * BLOCKS)
-        for place, number in self.acknowledged.items():
-            found = data[place * BLOCK : (place + 1) * BLOCK]
-            assert hashlib.sha256(found).digest() == hashlib.sha256(self.block(place, number)).digest(), (place, number)
 
 
 @dataclass
@@ -140,6 +53,7 @@ class Disk:
     attachment: str
     #: A ``Guest``, or what behaves like one.
     guest: Any
+    device: str = "/dev/vdb"
 
 
 class Fault(enum.StrEnum):
@@ -160,6 +74,54 @@ class Fault(enum.StrEnum):
     #: A proxy gave up behind the work.
     GATEWAY = "504 after the work"
 
+
+class Recorded(NamedTuple):
+    """A call to block storage: how it is sent (``version`` None: no header), and the status of the answer."""
+
+    method: str
+    version: str | None
+    status: int
+
+
+_GET, _GET_NEWEST, _VERSIONS = Recorded("GET", None, 200), Recorded("GET", "3.69", 200), Recorded("GET", None, 300)
+_ACTION, _COMPLETION = Recorded("POST", None, 202), Recorded("POST", None, 200)
+_RESERVE, _CONNECT = Recorded("POST", "3.44", 200), Recorded("PUT", "3.44", 200)
+_COMPLETE, _DELETE = Recorded("POST", "3.44", 204), Recorded("DELETE", "3.44", 200)
+
+#: The calls of the real ones (nova-calls.md).
+RECORDED: dict[str, Recorded] = {
+    # a swap: nova-api
+    "get_old": _GET,
+    "get_new": _GET,
+    "begin": _ACTION,
+    "versions": _VERSIONS,
+    "reserve": _RESERVE,
+    # nova-compute
+    "compute_get_old": _GET,
+    "compute_get_new": _GET,
+    "connect": _CONNECT,
+    "complete": _COMPLETE,
+    "detach": _DELETE,
+    "completion": _COMPLETION,
+    # where it failed
+    "roll": _ACTION,
+    "release": _DELETE,
+    "failure": _COMPLETION,
+    # attach; a mode is asked for by other clients than Nova, with 3.54
+    "attach_get": _GET,
+    "attach_versions": _VERSIONS,
+    "attach": _RESERVE,
+    "attach_mode": _RESERVE._replace(version="3.54"),
+    "attach_look": _GET_NEWEST,
+    "attach_connect": _CONNECT,
+    "attach_done": _COMPLETE,
+    # detach
+    "detach_get": _GET,
+    "detach_begin": _ACTION,
+    "detach_versions": _VERSIONS,
+    "detach_look": _GET_NEWEST,
+    "detach_delete": _DELETE,
+}
 
 #: The work is done, whatever comes back.
 _DONE = (Fault.GARBAGE, Fault.LOST, Fault.GATEWAY)
@@ -204,11 +166,20 @@ class Nova:
         """``guest`` makes what runs on a disk, given its path and how long it pauses between two writes."""
         self.make_guest = guest
         self.block_url = ""
+        #: A token that may do what a swap needs, and Nova's own, which vouches for its users' requests.
+        self.service_user = SERVICE_USER
+        self.own_token: Callable[[], str] = lambda: "nova:service"
+        #: The project of a token.
+        self.project_of: Callable[[str], str] = lambda token: token.partition(":")[2]
+        #: The token with which a volume's calls are made.
+        self.tokens: dict[str, str] = defaultdict(lambda: self.service_user)
         self.disks: list[Disk] = []
         self.plans: dict[str, Plan] = {}
         self.events: list[dict[str, Any]] = []
         #: Every call of ours: volume, call, status of the answer.
         self.calls: list[tuple[str, str, int]] = []
+        #: Answers that a real block storage does not give: call, status, version.
+        self.strange: list[tuple[str, int, str | None]] = []
         self.puts: list[tuple[str, str]] = []
         self.answers: list[Any] = []
         self.running: list[str] = []
@@ -240,47 +211,58 @@ class Nova:
 
     # --- calls to block storage ---
 
-    def call(self, method: str, path: str, body: Any = None, version: str | None = None) -> tuple[int, Any]:
-        """One request with the token and the project of the service user."""
+    def call(
+        self, method: str, path: str, body: Any = None, version: str | None = None, token: str | None = None
+    ) -> tuple[int, Any]:
+        """One request, by default with the token of the service user; returns the status and what is said."""
+        status, _, answer = self._ask(method, path, body, version, token or self.service_user)
+        return status, answer
+
+    def _ask(self, method: str, path: str, body: Any, version: str | None, token: str) -> tuple[int, str | None, Any]:
+        """The same; returns the version of the answer, too."""
         connection = http.client.HTTPConnection(urlsplit(self.block_url).netloc, timeout=20)
-        headers = {"X-Auth-Token": "admin:service", "Content-Type": "application/json"}
+        headers = {"X-Auth-Token": token, "X-Service-Token": self.own_token(), "Content-Type": "application/json"}
         if version is not None:
             headers["OpenStack-API-Version"] = f"volume {version}"
         try:
-            path = path if path == "/" else f"/v3/service{path}"
+            path = path if path == "/" else f"/v3/{self.project_of(token)}{path}"
             connection.request(method, path, None if body is None else json.dumps(body), headers)
             answer = connection.getresponse()
             text = answer.read()
-            return answer.status, json.loads(text) if text else None
+            return answer.status, answer.headers["OpenStack-API-Version"], json.loads(text) if text else None
         finally:
             connection.close()
 
-    def _do(self, old: str, call: str, method: str, path: str, body: Any = None, version: str | None = None) -> Any:
-        """One call of a swap, with what the plan of the volume does to it."""
+    def _do(self, old: str, call: str, path: str, body: Any = None) -> Any:
+        """One call for a volume, with what its plan does to it."""
         self.step(old, call)
         fault = self.plans[old].faults.get(call)
         if not isinstance(fault, Fault):
-            return self._sent(old, call, method, path, body, version)
+            return self._sent(old, call, path, body)
         if fault in _DONE:
-            answer = self._sent(old, call, method, path, body, version)
+            answer = self._sent(old, call, path, body)
             if fault is Fault.LOST or (fault is Fault.GATEWAY and call in _REPEATED):
-                return self._sent(old, call, method, path, body, version)
+                return self._sent(old, call, path, body, again=True)
             if fault is Fault.GARBAGE and call not in _READ:
                 return answer
         elif fault is Fault.LATE:
-            self.plans[old].late.append(lambda: self.call(method, path, body, version))
+            how, token = RECORDED[call], self.tokens[old]
+            self.plans[old].late.append(lambda: self.call(how.method, path, body, how.version, token))
         elif fault is Fault.NOT_FOUND and call in _GONE_IS_FINE:
             return None
         raise Failed(f"{call}: {fault}")
 
-    def _sent(self, old: str, call: str, method: str, path: str, body: Any, version: str | None) -> Any:
+    def _sent(self, old: str, call: str, path: str, body: Any, again: bool = False) -> Any:
+        how = RECORDED[call]
         try:
-            status, answer = self.call(method, path, body, version)
+            status, version, answer = self._ask(how.method, path, body, how.version, self.tokens[old])
         except OSError as error:
             raise Failed(f"{call}: {error}") from error
         self.calls.append((old, call, status))
         if status >= 400 and not (status == 404 and call in _GONE_IS_FINE):
             raise Failed(f"{call}: {status} {answer}")
+        if not again and (status, version) != (how.status, f"volume {how.version or '3.0'}"):
+            self.strange.append((call, status, version))
         return answer
 
     def step(self, old: str, call: str) -> None:
@@ -292,47 +274,92 @@ class Nova:
         if isinstance(fault, Exception):
             raise fault
 
+    # --- attach and detach ---
+
     def attach(
-        self, server: str, volume: str, mode: str | None = None, device: str = "/dev/vdb", pause: float = 0.001
+        self,
+        server: str,
+        volume: str,
+        mode: str | None = None,
+        device: str = "/dev/vdb",
+        pause: float = 0.001,
+        user: str = USER,
+        guest: Callable[[str, float], Any] | None = None,
     ) -> Disk:
-        """Attach a volume as Nova does, and start a guest that writes to it."""
-        wanted = {"volume_uuid": volume, "connector": None, "instance_uuid": server, "mode": mode}
-        body = {"attachment": {key: value for key, value in wanted.items() if value is not None or key == "connector"}}
-        version = "3.54" if mode else "3.44"
-        made = self._do(volume, "attach", "POST", "/attachments", body, version)["attachment"]
+        """Attach a volume as Nova does for ``user``, a token, and start a guest that writes to it."""
+        self.tokens[volume] = user
+        self._do(volume, "attach_get", f"/volumes/{volume}")
+        self._do(volume, "attach_versions", "/")
+        body = {"attachment": {"volume_uuid": volume, "connector": None, "instance_uuid": server}}
+        if mode is not None:
+            body["attachment"]["mode"] = mode
+        made = self._do(volume, "attach_mode" if mode else "attach", "/attachments", body)["attachment"]
+        self._do(volume, "attach_versions", "/")
+        self._do(volume, "attach_look", f"/volumes/{volume}")
         shown = self._connect(volume, made["id"], "attach_connect", device)
-        self._do(volume, "attach_done", "POST", f"/attachments/{made['id']}/action", {"os-complete": None}, "3.44")
-        disk = Disk(server, volume, made["id"], self.make_guest(shown["connection_info"]["device_path"], pause))
+        self._do(volume, "attach_done", f"/attachments/{made['id']}/action", {"os-complete": None})
+        program = guest or self.make_guest
+        disk = Disk(server, volume, made["id"], program(shown["connection_info"]["device_path"], pause), device)
         self.disks.append(disk)
         return disk
 
     def _connect(self, old: str, attachment: str, call: str, device: str) -> Any:
         connector = {"ip": "127.0.0.1", "initiator": "fake", "host": "compute1", "mountpoint": device}
         body = {"attachment": {"connector": connector}}
-        return self._do(old, call, "PUT", f"/attachments/{attachment}", body, "3.44")["attachment"]
+        return self._do(old, call, f"/attachments/{attachment}", body)["attachment"]
+
+    def detach(self, disk: Disk, user: str = USER) -> None:
+        """Detach a volume as Nova does for ``user``, by the attachment that Nova remembers."""
+        self.tokens[disk.volume] = user
+        self._do(disk.volume, "detach_get", f"/volumes/{disk.volume}")
+        self._do(disk.volume, "detach_begin", f"/volumes/{disk.volume}/action", {"os-begin_detaching": None})
+        self._do(disk.volume, "detach_versions", "/")
+        shown = self._do(disk.volume, "detach_look", f"/volumes/{disk.volume}")["volume"]
+        assert shown["status"] == "detaching"
+        assert [each["attachment_id"] for each in shown["attachments"]] == [disk.attachment]
+        self._do(disk.volume, "detach_delete", f"/attachments/{disk.attachment}")
+        self.disks.remove(disk)
+        disk.guest.end()
 
     # --- the swap ---
 
-    def begin_swap(self, server: str, old: str, new: str) -> tuple[int, Any]:
+    def begin_swap(self, server: str, old: str, new: str, token: str) -> tuple[int, Any]:
         """nova-api's part; returns the answer to the PUT."""
         self.puts.append((old, new))
+        self.tokens[old] = token
         plan = self.plans.setdefault(old, Plan())
         if plan.refuse is not None:
             return plan.refuse, {"fault": {"code": plan.refuse, "message": f"refused with {plan.refuse} on purpose"}}
         try:
-            shown = self._do(old, "get_old", "GET", f"/volumes/{old}")["volume"]
-            if not shown["migration_status"]:
-                return 409, {"conflictingRequest": {"code": 409, "message": "the volume is not migrating"}}
-            self._do(old, "get_new", "GET", f"/volumes/{new}")
-            self._do(old, "begin", "POST", f"/volumes/{old}/action", {"os-begin_detaching": None})
-            self._do(old, "versions", "GET", "/")
+            reason = self._against(old, new)
+            if reason is not None:
+                return reason
+            self._do(old, "begin", f"/volumes/{old}/action", {"os-begin_detaching": None})
+            self._do(old, "versions", "/")
             body = {"attachment": {"volume_uuid": new, "connector": None, "instance_uuid": server}}
-            made = self._do(old, "reserve", "POST", "/attachments", body, "3.44")["attachment"]["id"]
+            made = self._do(old, "reserve", "/attachments", body)["attachment"]["id"]
         except Failed as error:
+            plan.give_up()
+            return 500, {"computeFault": {"code": 500, "message": str(error)}}
+        try:
+            self.step(old, "tell_compute")
+        except Failed as error:
+            with contextlib.suppress(Failed):
+                self._let_go(old, made)
             plan.give_up()
             return 500, {"computeFault": {"code": 500, "message": str(error)}}
         threading.Thread(target=self._compute, args=(server, old, new, made), daemon=True).start()
         return 202, None
+
+    def _against(self, old: str, new: str) -> tuple[int, Any] | None:
+        """What nova-api refuses a swap with after a look at both volumes."""
+        shown = self._do(old, "get_old", f"/volumes/{old}")["volume"]
+        if not shown["migration_status"]:
+            return 409, {"conflictingRequest": {"code": 409, "message": "the volume is not migrating"}}
+        wanted = self._do(old, "get_new", f"/volumes/{new}")["volume"]
+        if wanted["attachments"] or wanted["size"] < shown["size"]:
+            return 400, {"badRequest": {"code": 400, "message": "the new volume is attached, or smaller"}}
+        return None
 
     def _compute(self, server: str, old: str, new: str, made: str) -> None:
         with self._lock:
@@ -347,42 +374,65 @@ class Nova:
             self.plans[old].give_up()
 
     def _swap(self, disk: Disk, old: str, new: str, made: str) -> None:
-        shown = self._do(old, "compute_get_old", "GET", f"/volumes/{old}")["volume"]
-        self._do(old, "compute_get_new", "GET", f"/volumes/{new}")
-        if shown["migration_status"] != "migrating":
-            raise Failed("not a migration")
+        shown = self._do(old, "compute_get_old", f"/volumes/{old}")["volume"]
+        self._do(old, "compute_get_new", f"/volumes/{new}")
+        reports = shown["migration_status"] == "migrating"
         try:
             self._copy(disk, old, made)
         except Failed:
             disk.guest.abort()
             try:
-                self._do(old, "roll", "POST", f"/volumes/{old}/action", {"os-roll_detaching": None})
-                self._do(old, "release", "DELETE", f"/attachments/{made}", None, "3.44")
+                self._let_go(old, made)
             finally:
-                self._complete("failure", old, new, error=True)
+                if reports:
+                    self._complete("failure", old, new, error=True)
             return
-        self._do(old, "detach", "DELETE", f"/attachments/{disk.attachment}", None, "3.44")
-        kept = self.complete(old, new, error=False)
+        self._do(old, "detach", f"/attachments/{disk.attachment}")
+        kept = self._complete("completion", old, new, error=False) if reports else new
         disk.volume, disk.attachment = kept, made
 
     def _copy(self, disk: Disk, old: str, made: str) -> None:
-        info = self._connect(old, made, "connect", "/dev/vdb")["connection_info"]
+        info = self._connect(old, made, "connect", disk.device)["connection_info"]
         self.answers.append(info)
         disk.guest.copy_to(info["device_path"])
         self.step(old, "copy")
         disk.guest.pivot()
-        self._do(old, "complete", "POST", f"/attachments/{made}/action", {"os-complete": None}, "3.44")
+        self._do(old, "complete", f"/attachments/{made}/action", {"os-complete": None})
+
+    def _let_go(self, old: str, made: str) -> None:
+        """What is done where a swap has failed."""
+        self._do(old, "roll", f"/volumes/{old}/action", {"os-roll_detaching": None})
+        self._do(old, "release", f"/attachments/{made}")
 
     def complete(self, old: str, new: str, error: bool) -> str:
-        return self._complete("completion", old, new, error)
+        """Report as the service user; returns which volume is kept."""
+        self.tokens[old] = self.service_user
+        return self._complete("failure" if error else "completion", old, new, error)
 
     def _complete(self, call: str, old: str, new: str, error: bool) -> str:
         body = {"os-migrate_volume_completion": {"new_volume": new, "error": error}}
-        answer = self._do(old, call, "POST", f"/volumes/{old}/action", body)
-        return str(answer["save_volume_id"])
+        return str(self._do(old, call, f"/volumes/{old}/action", body)["save_volume_id"])
 
 
-def _handler(nova: Nova) -> Callable[..., BaseHTTPRequestHandler]:
+def _unfit(headers: dict[str, str], version: str) -> tuple[int, Any] | None:
+    """The answer to a request that says not who asks, or asks for an older version than the call has."""
+    asked = headers.get("X-OpenStack-Nova-API-Version", "0.0")
+    if not headers.get("X-Auth-Token"):
+        return 401, {"unauthorized": {"code": 401, "message": "no token"}}
+    if [int(part) for part in asked.split(".")] < [int(part) for part in version.split(".")]:
+        return 400, {"badRequest": {"code": 400, "message": f"{asked} is less than {version}"}}
+    return None
+
+
+def _shown(disks: list[Disk], server: str) -> tuple[int, Any]:
+    """What a server's attachments are answered with."""
+    found = [{"id": disk.volume, "volumeId": disk.volume} for disk in disks if disk.server == server]
+    if not found:
+        return 404, {"itemNotFound": {"code": 404, "message": f"no server {server}"}}
+    return 200, {"volumeAttachments": found}
+
+
+def _handler(nova: Nova) -> Callable[..., BaseHTTPRequestHandler]:  # noqa: C901 (a method for each verb)
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *args: Any) -> None:
             """Say nothing."""
@@ -398,20 +448,27 @@ def _handler(nova: Nova) -> Callable[..., BaseHTTPRequestHandler]:
         def _body(self) -> Any:
             return json.loads(self.rfile.read(int(self.headers["Content-Length"])))
 
+        def _is_meant(self, version: str) -> bool:
+            refusal = _unfit(dict(self.headers), version)
+            if refusal is not None:
+                self._answer(*refusal)
+            return refusal is None
+
         def do_PUT(self) -> None:
-            _, _, _, server, _, old = self.path.split("/")
-            self._answer(*nova.begin_swap(server, old, self._body()["volumeAttachment"]["volumeId"]))
+            body = self._body()
+            if self._is_meant("2.1"):
+                _, _, _, server, _, old = self.path.split("/")
+                token = str(self.headers["X-Auth-Token"])
+                self._answer(*nova.begin_swap(server, old, body["volumeAttachment"]["volumeId"], token))
 
         def do_GET(self) -> None:
-            server = self.path.split("/")[3]
-            found = [{"id": disk.volume, "volumeId": disk.volume} for disk in nova.disks if disk.server == server]
-            if found:
-                self._answer(200, {"volumeAttachments": found})
-            else:
-                self._answer(404, {"itemNotFound": {"code": 404, "message": f"no server {server}"}})
+            if self._is_meant("2.1"):
+                self._answer(*_shown(nova.disks, self.path.split("/")[3]))
 
         def do_POST(self) -> None:
-            nova.events += self._body()["events"]
-            self._answer(200, {"events": []})
+            events = self._body()["events"]
+            if self._is_meant("2.51"):
+                nova.events += events
+                self._answer(200, {"events": [{**event, "status": "completed", "code": 200} for event in events]})
 
     return Handler

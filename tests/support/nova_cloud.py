@@ -19,7 +19,7 @@ swap_begin_seconds = 2
 migration_retry_seconds = 0.05
 migration_sweep_interval = 1
 [nova]
-auth_type = none
+auth_type = admin_token
 """
 
 
@@ -64,7 +64,7 @@ class Cloud:
         volume = self.rest.volume(disk.volume)
         assert (volume["status"], volume["migration_status"]) == ("in-use", "success")
         (attachment,) = volume["attachments"]
-        assert (attachment["server_id"], attachment["device"]) == (disk.server, "/dev/vdb")
+        assert (attachment["server_id"], attachment["device"]) == (disk.server, disk.device)
         assert attachment["volume_id"] == disk.volume
         assert disk.guest.path.endswith(str(volume["os-vol-mig-status-attr:name_id"]))
         self._settled(disk)
@@ -82,12 +82,14 @@ class Cloud:
         until(lambda: max(disk.guest.acknowledged.values()) > before, "the guest goes on")
         until(lambda: self.files(disk) == [Path(disk.guest.path)], "one object is left")
         disk.guest.check()
+        assert self.nova.strange == []
 
 
 @contextlib.contextmanager
 def open_cloud(directory: Path, nova: Nova, patience: float = 60) -> Iterator[Cloud]:
     """Both services, which know of each other; ``patience`` is swap_timeout_seconds."""
-    running = AllInOne(directory, f"swap_timeout_seconds = {patience}\n{OPTIONS}endpoint_override = {nova.url}\n")
+    where = f"endpoint = {nova.url}\nendpoint_override = {nova.url}\ntoken = {nova.service_user}\n"
+    running = AllInOne(directory, f"swap_timeout_seconds = {patience}\n{OPTIONS}{where}")
     nova.block_url = running.url
     try:
         yield Cloud(running, nova)
