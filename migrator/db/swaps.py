@@ -195,11 +195,14 @@ def obstacle(session: Session, volume: Volume) -> str | None:
 
 
 def exchanged(session: Session, old: Volume, new: Volume, failed: bool) -> bool:
-    """Settle both volumes of such a swap; False when ``new`` is none that a server has just been given."""
+    """Settle both volumes of such a swap; False when ``new`` is none that a server has just been given.
+
+    A swap that failed may have left nothing to be seen of it, or be reported twice: then nothing is changed.
+    """
     if any(volume.twin_of is not None or not _is_at_rest(volume) for volume in (old, new)):
         return False
     arriving = attachments.of_volume(session, new.id)
-    if not arriving and new.status != "attaching":
+    if not arriving and new.status != "attaching" and not failed:
         return False
     if not arriving and not failed:  # attached in the older way, by status alone: its attachments come along
         _hand_over(session, old.id, new.id)

@@ -75,6 +75,36 @@ def test_a_pair_that_is_none_and_bodies_that_are_wrong(api: Api) -> None:
     assert complete(api, volume_id, other, token="joe").status == 403
 
 
+#: A plain swap as the compute service has left both volumes: the status of the old and of the new one with that of its
+#: attachment, what is reported, and both as they have to be afterwards.
+PLAIN = {
+    "done": (("available", None), ("in-use", "attached"), False, ("available", "in-use")),
+    "done in the older way": (("detaching", "attached"), ("attaching", None), False, ("available", "in-use")),
+    "failed": (("in-use", "attached"), ("available", None), True, ("in-use", "available")),
+    "failed, and not rolled back": (("detaching", "attached"), ("reserved", "reserved"), True, ("in-use", "reserved")),
+    "failed in the older way": (("detaching", "attached"), ("attaching", None), True, ("in-use", "available")),
+}
+
+
+@pytest.mark.parametrize("case", PLAIN)
+def test_a_plain_swap_leaves_no_volume_attaching_or_detaching(api: Api, case: str) -> None:
+    """field.md bug 34 (LP1489744): a swap of two volumes that no migration asked for, and its report twice."""
+    *both, failed, wanted = PLAIN[case]
+    made = []
+    for status, attachment in both:
+        volume_id = api.make_volume(status=status, attach_status=attachment or "detached")
+        if attachment is not None:
+            api.attach(volume_id, attach_status=attachment)
+        made.append(volume_id)
+    old, new = made
+    for _ in range(2):
+        answer = complete(api, old, new, error=failed)
+        assert (answer.status, answer.json) == (200, {"save_volume_id": new}), answer.text
+        seen = [api("GET", f"/volumes/{each}").json["volume"] for each in made]
+        assert tuple(volume["status"] for volume in seen) == wanted
+        assert [len(volume["attachments"]) for volume in seen] == [status == "in-use" for status in wanted]
+
+
 # --- reset -----------------------------------------------------------------------------------------------------------
 
 
