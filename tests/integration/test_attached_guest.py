@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import uuid
 from collections.abc import Iterator
 
 import pytest
 
 from tests.support.guest import RealGuest, StorageDaemon
-from tests.support.nova import Died, Disk, Failed, Fault, Nova
+from tests.support.nova import SWAP, Died, Disk, Failed, Fault, Nova
 from tests.support.nova_cloud import Cloud, open_cloud
 from tests.support.nova_guest import QemuGuest
 from tests.support.waiting import until
@@ -16,7 +18,7 @@ from tests.support.waiting import until
 @pytest.fixture(scope="module")
 def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
     nova = Nova(QemuGuest)
-    with open_cloud(tmp_path_factory.mktemp("guests"), nova) as running:
+    with open_cloud(tmp_path_factory.mktemp("guests"), nova, begin=60) as running:
         yield running
     nova.end()
 
@@ -41,25 +43,67 @@ def shown(cloud: Cloud, disk: Disk) -> dict[str, object]:
 @pytest.mark.parametrize("program", [StorageDaemon, RealGuest])
 def test_every_acknowledged_write_is_at_the_new_place(cloud: Cloud, program: type[StorageDaemon]) -> None:
     """field.md bugs 8, 31, 32 and 33, with QEMU's data path: ids, mode and mountpoint are kept, writes go on."""
-    made: list[QemuGuest] = []
-
-    def guest(path: str, pause: float) -> QemuGuest:
-        made.append(QemuGuest(path, pause, program))
-        return made[-1]
-
-    cloud.nova.make_guest = guest
-    try:
-        disk = cloud.disk()
-    finally:
-        cloud.nova.make_guest = QemuGuest
+    disk = cloud.disk(guest=lambda path, pause: QemuGuest(path, pause, program))
     before, old = shown(cloud, disk), disk.attachment
     cloud.migrate(disk)
     assert cloud.rest.wait_migration(disk.volume)["status"] == "success"
     until(lambda: disk.attachment != old, "the compute service has its answer")
     assert shown(cloud, disk) == before
-    made[0].writer.goes_on()
+    disk.guest.writer.goes_on()
     cloud.moved(disk)
+    cloud.nova.detach(disk)
+    assert cloud.rest.volume(disk.volume)["status"] == "available"
+
+
+@pytest.mark.parametrize("program", [StorageDaemon, RealGuest])
+def test_a_read_only_disk_is_the_same_at_the_new_place(cloud: Cloud, program: type[StorageDaemon]) -> None:
+    """field.md bug 15 (LP1802155): it is never opened for writing, and neither is its destination given so."""
+    volume = cloud.rest.create(1, availability_zone="nova")["id"]
+    (path,) = cloud.backends.glob(f"*/*/volume-{volume}")
+    content = os.urandom(1 << 20)
+    with path.open("r+b") as file:
+        file.seek(5 << 20)
+        file.write(content)
+    cloud.rest.ok("POST", f"/volumes/{volume}/action", {"os-update_readonly_flag": {"readonly": True}})
+    server = str(uuid.uuid4())
+    disk = cloud.nova.attach(server, volume, guest=lambda path, _: QemuGuest(path, 0.0, program, read_only=True))
+    before, old = shown(cloud, disk), disk.attachment
+    assert before["mode"] == "ro"
+    cloud.migrate(disk)
+    assert cloud.rest.wait_migration(disk.volume)["status"] == "success"
+    until(lambda: disk.attachment != old, "the compute service has its answer")
+    assert shown(cloud, disk) == before
+    assert cloud.nova.answers[-1]["access_mode"] == "ro"
+    cloud.moved(disk)
+    with open(disk.guest.path, "rb") as file:
+        file.seek(5 << 20)
+        assert file.read(1 << 20) == content
     disk.guest.end()
+
+
+def test_two_disks_of_one_guest_are_moved_one_after_the_other(cloud: Cloud) -> None:
+    """field.md bug 36 (LP1896621): parallel swaps in one server fail."""
+    server = str(uuid.uuid4())
+    first = cloud.disk(server)
+    second = cloud.disk(server, device="/dev/vdc", guest=lambda path, _: QemuGuest(path, beside=first.guest))
+    reached, go = cloud.plan(first).hold("copy")
+    cloud.migrate(first)
+    assert reached.wait(20)
+    cloud.migrate(second)
+
+    def queues() -> bool:
+        return "another volume of server" in str(cloud.rest.migration_of(second.volume)["steps"])
+
+    until(queues, "the second one waits")
+    assert len(first.guest.qemu.qmp("query-block-jobs")) == 1
+    go.set()
+    for disk in (first, second):
+        assert cloud.rest.wait_migration(disk.volume)["status"] == "success"
+        disk.guest.writer.goes_on()
+    for disk in (first, second):
+        cloud.moved(disk)
+    assert cloud.nova.most_at_once == 1
+    first.guest.end()
 
 
 def test_a_copy_that_fails_leaves_the_guest_where_it_was(cloud: Cloud, disk: Disk) -> None:
@@ -71,19 +115,48 @@ def test_a_copy_that_fails_leaves_the_guest_where_it_was(cloud: Cloud, disk: Dis
     cloud.stayed(disk)
 
 
-@pytest.mark.parametrize("call", ["copy", "complete", "completion"])
-def test_a_volume_service_that_is_killed_while_the_guest_is_moved(cloud: Cloud, disk: Disk, call: str) -> None:
-    """kill -9 while the mirror runs, before Nova's os-complete, and before its report: it goes on when it is back."""
+def test_a_service_that_is_killed_at_any_call_of_a_swap(cloud: Cloud) -> None:
+    """kill -9 before each call: no guest notices, Nova goes on when block storage is back, and is never asked again."""
+    disks = {call: cloud.disk() for call in SWAP}
+    for call, disk in disks.items():
+        reached, _ = cloud.plan(disk).hold(call)
+        cloud.migrate(disk)
+        assert reached.wait(20), call
+    cloud.running.process.kill_all()
+    for disk in disks.values():
+        disk.guest.writer.goes_on()
+    cloud.running.process.start()
+    cloud.running.process.wait_ready()
+    for call, disk in disks.items():
+        cloud.plan(disk).gates[call].set()
+    for call, disk in disks.items():
+        assert cloud.rest.wait_migration(disk.volume)["status"] == "success", call
+        cloud.moved(disk)
+        assert [old for old, _ in cloud.nova.puts].count(disk.volume) == 1, call
+        disk.guest.end()
+
+
+@pytest.mark.parametrize("call", ["compute_get_old", "compute_get_new", "connect"])
+def test_a_cancel_before_a_host_is_connected(cloud: Cloud, disk: Disk, call: str) -> None:
+    """It is obeyed at once; what Nova still does comes to nothing, and it does not take the old volume for the new."""
     reached, go = cloud.plan(disk).hold(call)
     cloud.migrate(disk)
     assert reached.wait(20)
-    cloud.running.process.kill_all()
-    disk.guest.writer.goes_on()
-    cloud.running.process.start()
-    cloud.running.process.wait_ready()
+    cloud.order(disk, "cancel")
+    assert cloud.rest.wait_migration(disk.volume)["status"] == "cancelled"
     go.set()
-    assert cloud.rest.wait_migration(disk.volume)["status"] == "success"
-    cloud.moved(disk)
+    assert cloud.plan(disk).over.wait(20)
+    assert disk.guest.qemu.qmp("query-block-jobs") == []
+    cloud.stayed(disk)
+
+
+def test_a_request_that_nova_could_not_pass_on_is_taken_back(cloud: Cloud, disk: Disk) -> None:
+    """nova-api has reserved the destination, and rolls that back itself."""
+    cloud.plan(disk).faults["tell_compute"] = Failed("no nova-compute hears")
+    cloud.migrate(disk)
+    ended = cloud.rest.wait_migration(disk.volume)
+    assert (ended["status"], "no nova-compute hears" in ended["error"]["message"]) == ("error", True)
+    cloud.stayed(disk)
 
 
 @pytest.mark.parametrize("fault", [Fault.BROKEN, Fault.GATEWAY, Died()], ids=repr)

@@ -123,6 +123,11 @@ RECORDED: dict[str, Recorded] = {
     "detach_delete": _DELETE,
 }
 
+#: Those of a swap that goes well, in their order, with the copy between them.
+SWAP = (
+    *("get_old", "get_new", "begin", "versions", "reserve", "compute_get_old", "compute_get_new"),
+    *("connect", "copy", "complete", "detach", "completion"),
+)
 #: The work is done, whatever comes back.
 _DONE = (Fault.GARBAGE, Fault.LOST, Fault.GATEWAY)
 #: Calls whose answer Nova reads, those that it repeats after 500 and 504, and those whose 404 it takes for success.
@@ -259,7 +264,9 @@ class Nova:
         except OSError as error:
             raise Failed(f"{call}: {error}") from error
         self.calls.append((old, call, status))
-        if status >= 400 and not (status == 404 and call in _GONE_IS_FINE):
+        if status == 404 and call in _GONE_IS_FINE:
+            return None
+        if status >= 400:
             raise Failed(f"{call}: {status} {answer}")
         if not again and (status, version) != (how.status, f"volume {how.version or '3.0'}"):
             self.strange.append((call, status, version))
@@ -443,7 +450,8 @@ def _handler(nova: Nova) -> Callable[..., BaseHTTPRequestHandler]:  # noqa: C901
             self.send_header("Content-Length", str(len(text)))
             self.send_header("Content-Type", "application/json")
             self.end_headers()
-            self.wfile.write(text)
+            with contextlib.suppress(ConnectionError):  # who asked was killed meanwhile
+                self.wfile.write(text)
 
         def _body(self) -> Any:
             return json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -29,6 +29,8 @@ class Image:
 class Guest:
     """A server's disk and a program that writes numbered, checksummed blocks to it without a pause."""
 
+    writes = True
+
     def __init__(self, path: str, pause: float = 0.001) -> None:
         self._disk = Image(path)
         self._mirror: Image | None = None
