@@ -13,6 +13,8 @@ import pytest
 
 from tests.support.nova import Died, Disk, Failed, Fault, Nova
 from tests.support.nova_cloud import Cloud, open_cloud
+from tests.support.nova_guest import QemuGuest
+from tests.support.plain_guest import Guest
 from tests.support.rest import ENDS
 from tests.support.waiting import until
 
@@ -39,14 +41,21 @@ UNNOTICED = (Fault.REFUSED, Fault.UNAUTHORIZED, Fault.FORBIDDEN, Fault.CONFLICT,
 SPECIAL = dict.fromkeys(("connect", "complete", "detach", "release"), (*UNNOTICED, Fault.NOT_FOUND, Fault.BROKEN))
 
 
-def cells() -> list[tuple[str, Fault]]:
-    made: list[tuple[str, Fault]] = []
+#: Programs on whose disks the faults happen: each fault on the plain one, one at each call on that with a real QEMU.
+GUESTS = {"plain": Guest, "qemu": QemuGuest}
+
+
+def cells() -> list[Cell]:
+    made: list[Cell] = []
     for number, call in enumerate((*BEFORE_THE_CHANGE, *BEHIND_THE_CHANGE, *CLEANING_UP)):
         unnoticed = SPECIAL.get(call, (UNNOTICED[number % len(UNNOTICED)],))
-        made += [(call, fault) for fault in (*unnoticed, Fault.LATE, Fault.GARBAGE, Fault.LOST, Fault.GATEWAY)]
+        made += [(call, fault, "plain") for fault in (*unnoticed, Fault.LATE, Fault.GARBAGE, Fault.LOST, Fault.GATEWAY)]
+        made.append((call, unnoticed[0], "qemu"))
     return made
 
 
+#: A call, its fault and the guest.
+Cell = tuple[str, Fault, str]
 Outcome = tuple[Disk, dict[str, Any]]
 
 
@@ -59,19 +68,19 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
 
 
 @pytest.fixture(scope="module")
-def outcomes(request: pytest.FixtureRequest, cloud: Cloud) -> Iterator[dict[tuple[str, Fault], Future[Outcome]]]:
+def outcomes(request: pytest.FixtureRequest, cloud: Cloud) -> Iterator[dict[Cell, Future[Outcome]]]:
     """What became of each volume, of those tests that are wanted."""
     mine = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
-    wanted = [(item.callspec.params["call"], item.callspec.params["fault"]) for item in mine]
+    wanted: list[Any] = [tuple(item.callspec.params[name] for name in ("call", "fault", "guest")) for item in mine]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         # Longest first: whose compute service says nothing waits until its time is over.
         wanted.sort(key=lambda cell: not cell[0].startswith("compute_get"))
         yield {cell: pool.submit(play, cloud, *cell) for cell in wanted}
 
 
-def play(cloud: Cloud, call: str, fault: Fault) -> Outcome:
+def play(cloud: Cloud, call: str, fault: Fault, guest: str) -> Outcome:
     """Migrate a volume in use with one call going wrong, until Nova and the migration are done with it."""
-    disk = cloud.disk(pause=0.02)
+    disk = cloud.disk(pause=0.02, guest=GUESTS[guest])
     plan = cloud.plan(disk)
     plan.faults[call] = fault
     if call in CLEANING_UP:
@@ -87,12 +96,12 @@ def play(cloud: Cloud, call: str, fault: Fault) -> Outcome:
     return disk, until(ended, "the migration ends", 60, pause=0.3) or {}
 
 
-@pytest.mark.parametrize(("call", "fault"), cells())
+@pytest.mark.parametrize(("call", "fault", "guest"), cells())
 def test_a_fault_at_a_call_of_the_compute_service(
-    cloud: Cloud, outcomes: dict[tuple[str, Fault], Future[Outcome]], call: str, fault: Fault
+    cloud: Cloud, outcomes: dict[Cell, Future[Outcome]], call: str, fault: Fault, guest: str
 ) -> None:
     """field.md bugs 31 and 34 (LP1614371, LP1489744): attachments lost, or both volumes in a state of neither."""
-    disk, ended = outcomes[call, fault].result()
+    disk, ended = outcomes[call, fault, guest].result()
     moves = call in BEHIND_THE_CHANGE or (call, fault) in HARMLESS
     assert ended["status"] == ("success" if moves else "error"), ended
     (cloud.moved if moves else cloud.stayed)(disk)
