@@ -65,11 +65,12 @@ class Peer(VolumeClient):
 
 
 class Mortal(Qemu):
-    """Dies, once, at the n-th command that changes anything, before or after it was done."""
+    """Dies, once, at the n-th command that changes anything, before or after it was done; or has a ``fault`` there."""
 
-    def __init__(self, conf: config.Conf, death: tuple[int, str] | None = None) -> None:
+    def __init__(self, conf: config.Conf, death: tuple[int, str] | None = None, fault: Exception | None = None) -> None:
         super().__init__(conf)
         self.death = death
+        self.fault = fault
         self.changes: list[str] = []
 
     @contextmanager
@@ -96,7 +97,7 @@ class _Counted:
     def _die(self, now: tuple[int, str]) -> None:
         if self._owner.death == now:
             self._owner.death = None
-            raise Died
+            raise self._owner.fault or Died
 
 
 class World:
@@ -266,6 +267,47 @@ def test_a_late_order_of_a_runner_that_was_paused_changes_nothing(world: World) 
         assert late.job(move) is None or late.job(move).status == "concluded"  # type: ignore[union-attr]
     assert world.new.read_bytes() == bytes(SIZE)
     assert not world.has_open(world.new)
+
+
+# --- a command fails ---
+
+REFUSED = errors.ComputeRefused(code="GenericError", reason="on purpose")
+SILENT = errors.ComputeSilent(reason="no answer in time")
+#: What may become of a command: it is refused, it is lost on its way, or its answer is.
+LOSSES = [("before", REFUSED), ("before", SILENT), ("after", SILENT)]
+
+
+@pytest.mark.parametrize("number", range(len(CHANGES)), ids=lambda number: f"{CHANGES[number]} {number}")
+@pytest.mark.parametrize(("when", "fault"), LOSSES, ids=["refused", "lost", "answer lost"])
+def test_a_command_that_fails_once(world: World, number: int, when: str, fault: errors.MigratorError) -> None:
+    """A refusal takes it back, until the change-over is recorded; what nobody knows of is looked at again."""
+    hypervisor = Mortal(world.conf, (number, when), fault)
+    end = world.live(hypervisor)
+    assert hypervisor.death is None, "it happened"
+    recorded = number >= CHANGES.index("job-finalize")
+    assert end == ("error" if fault is REFUSED and not recorded else "success")
+    world.check(end)
+
+
+@pytest.mark.parametrize("refused", ["blockdev-add", "blockdev-mirror", "job-complete"])
+def test_a_command_that_is_always_refused(world: World, refused: str) -> None:
+    """It is taken back, and says QEMU's reason."""
+
+    class Refusing(_Counted):
+        def ask(self, command: str, **arguments: Any) -> Any:
+            if command == refused and arguments.get("driver") != "null-co":
+                raise REFUSED
+            return super().ask(command, **arguments)
+
+    class Hypervisor(Mortal):
+        @contextmanager
+        def guest(self, server: str) -> Iterator[Guest]:
+            with Qemu.guest(self, server) as real:
+                yield Guest(Refusing(real._monitor, self))  # type: ignore[arg-type]
+
+    assert world.live(Hypervisor(world.conf)) == "error"
+    assert "on purpose" in str(world.row().error_message)
+    world.check("error")
 
 
 # --- failures --------------------------------------------------------------------------------------------------------
