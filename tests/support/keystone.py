@@ -119,11 +119,15 @@ class Keystone:
         for role in roles:
             self._api.put(f"/projects/{project_id}/users/{user_id}/roles/{self._role(role)}")
 
-    def add_service(self, name: str, kind: str, url: str) -> None:
-        """An entry in the catalog."""
+    def add_service(self, name: str, kind: str, url: str) -> str:
+        """An entry in the catalog; returns its id."""
         service_id = self._make("service", name=name, type=kind)
         for interface in ("public", "internal"):
             self._make("endpoint", service_id=service_id, interface=interface, url=url)
+        return service_id
+
+    def remove_service(self, service_id: str) -> None:
+        self._api.delete(f"/services/{service_id}")
 
     def project_id(self, name: str) -> str:
         return str(self._api.get(f"/projects?name={name}").json()["projects"][0]["id"])

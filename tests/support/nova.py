@@ -176,6 +176,8 @@ class Nova:
         self.own_token: Callable[[], str] = lambda: "nova:service"
         #: The project of a token.
         self.project_of: Callable[[str], str] = lambda token: token.partition(":")[2]
+        #: Whether a token may ask for a swap: Nova's policy wants the role ``service``.
+        self.may_swap: Callable[[str], bool] = lambda token: True
         #: The token with which a volume's calls are made.
         self.tokens: dict[str, str] = defaultdict(lambda: self.service_user)
         self.disks: list[Disk] = []
@@ -335,6 +337,8 @@ class Nova:
         self.puts.append((old, new))
         self.tokens[old] = token
         plan = self.plans.setdefault(old, Plan())
+        if not self.may_swap(token):
+            return 403, {"forbidden": {"code": 403, "message": "os_compute_api:os-volumes-attachments:swap"}}
         if plan.refuse is not None:
             return plan.refuse, {"fault": {"code": plan.refuse, "message": f"refused with {plan.refuse} on purpose"}}
         try:
