@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from typing import Any
 
@@ -14,6 +15,8 @@ from migrator.api.lists import Filter
 from migrator.api.wsgi import NO_CONTENT, Answer, Json, Request
 from migrator.db import attachments, listing, migrations, volumes
 from migrator.db.models import Attachment, Migration, Volume, utcnow
+
+LOG = logging.getLogger(__name__)
 
 FILTERS: dict[str, Filter] = {
     "volume_id": lists.equals(Attachment.volume_id),
@@ -270,8 +273,8 @@ def detach(request: Request, row: Attachment, volume: Volume) -> list[Attachment
         raise errors.Conflict(
             reason=f"Server {row.instance_uuid} uses volume {volume.id}, which volume {volume.twin_of} is becoming."
         )
-    if row.connector and volume.host is not None and not request.read(lambda session: _shares(session, row)):
-        request.backing.volume.terminate_connection(request.context, volume.host, volume.id, row.connector)
+    if not _disconnect(request, row, volume):
+        return request.read(lambda session: attachments.of_volume(session, volume.id, Attachment.id != row.id))
 
     def work(session: Session) -> tuple[Migration | None, list[Attachment]]:
         attachments.detach(session, row)
@@ -280,6 +283,25 @@ def detach(request: Request, row: Attachment, volume: Volume) -> list[Attachment
     migration, left = request.run(work)
     guard.nudge(request, migration)
     return left
+
+
+def _disconnect(request: Request, row: Attachment, volume: Volume) -> bool:
+    """End the connection of an attachment; False where that is left to the migration that replaces the attachment.
+
+    The server of a swap lives at the new place by now, so nothing speaks for refusing: the compute service would not
+    report, and go on with an attachment that is gone.  The switch replaces it, and the old place is not given up
+    before its connections are ended.
+    """
+    if not row.connector or volume.host is None or request.read(lambda session: _shares(session, row)):
+        return True
+    try:
+        request.backing.volume.terminate_connection(request.context, volume.host, volume.id, row.connector)
+    except errors.MigratorError as error:
+        if not request.read(lambda session: attachments.is_swapped(session, row)):
+            raise
+        LOG.warning("Attachment %s of volume %s ends with its migration: %s", row.id, volume.id, error)
+        return False
+    return True
 
 
 def _shares(session: Session, row: Attachment) -> bool:

@@ -81,7 +81,7 @@ def connected(session: Session, attachment_id: str, volume_id: str, mark: str, *
 def detach(session: Session, attachment: Attachment) -> None:
     """End an attachment; what is left of others decides the volume's status."""
     now = utcnow()
-    if _is_swapped(session, attachment):
+    if is_swapped(session, attachment):
         update(session, attachment.id, detach_time=now)
         return
     values = {"attach_status": DETACHED, "detach_time": now, "deleted_at": now}
@@ -126,7 +126,7 @@ def of_swapped(session: Session, twin: Volume, instance_uuid: str | None) -> Att
     return next(iter(of_volume(session, str(twin.twin_of), Attachment.instance_uuid == instance_uuid)), None)
 
 
-def _is_swapped(session: Session, attachment: Attachment) -> bool:
+def is_swapped(session: Session, attachment: Attachment) -> bool:
     """Tell whether the server uses the twin already, in a migration that is not over."""
     on_twin = (
         sa.select(Attachment.id)

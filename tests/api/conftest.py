@@ -247,8 +247,9 @@ class Peers:
 
     heard: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
     pools: list[dict[str, Any]] = field(default_factory=list)
-    #: What initialize_connection raises, and what is done before it answers.
+    #: What initialize_connection and terminate_connection raise, and what is done before the first answers.
     refusal: errors.MigratorError | None = None
+    refusal_to_end: errors.MigratorError | None = None
     meanwhile: Callable[[], Any] = lambda: None
     #: What check_pool answers.
     against_staying: str | None = None
@@ -347,8 +348,11 @@ class _Volume:
         return {"driver_volume_type": "gpfs", "data": data}
 
     @expose
+    @messaging.expected_exceptions(errors.MigratorError)  # type: ignore[untyped-decorator]
     def terminate_connection(self, context: RequestContext, **values: Any) -> None:
         self._peers.note(self._host, "terminate_connection", values)
+        if self._peers.refusal_to_end is not None:
+            raise self._peers.refusal_to_end
 
 
 @pytest.fixture(scope="session")

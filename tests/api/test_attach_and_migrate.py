@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from migrator import errors
 from migrator.db import attachments, volumes
 from migrator.db.models import Migration
 from tests.api.arcs import Step, run
@@ -122,6 +123,23 @@ def test_the_compute_service_swaps(api: Api, peers: Peers) -> None:
     assert states(api, volume_id) == ("in-use", "attached")
     assert delete(api, view["attachment_id"], token="admin").json == {"attachments": []}
     assert api.get_volume(volume_id).attach_status == "detached"
+
+
+def test_the_swaps_own_detach_needs_no_answer_of_the_old_place(api: Api, peers: Peers) -> None:
+    """Its service is down: refused, the compute service would not report, and keep an attachment that is gone."""
+    volume_id, old, twin_id, _ = swap(api)
+    new = post(api, twin_id, token="admin").json["attachment"]["id"]
+    assert put(api, new, token="admin").status == 200
+    peers.refusal_to_end = errors.ServiceUnavailable(service="a@file1", reason="no answer")
+    before = api.contents()
+    assert delete(api, old, token="admin").status == 503, "the server still needs it"
+    assert api.contents() == before
+    assert api("POST", f"/attachments/{new}/action", {"os-complete": None}, version="3.44", **NOVA).status == 204
+    assert delete(api, old, token="admin").json == {"attachments": []}
+    assert states(api, volume_id) == ("in-use", "attached")
+    api.db.run(lambda s: attachments.move(s, twin_id, volume_id))
+    (left,) = api.db.read(lambda s: attachments.unended(s, volume_id))
+    assert (left.id, left.connector) == (old, CONNECTOR), "delete_source ends it"
 
 
 def test_the_compute_service_fails(api: Api, peers: Peers) -> None:

@@ -41,7 +41,9 @@ def database(kind: str) -> Iterator[str]:
 class Deployment:
     """migrator-api, migrator-scheduler and two migrator-volume, as an operator runs them."""
 
-    def __init__(self, directory: Path, database_url: str, options: str = "", broker: str = BROKER) -> None:
+    def __init__(
+        self, directory: Path, database_url: str, options: str = "", broker: str = BROKER, sections: str = ""
+    ) -> None:
         self.directory = directory
         self.port = free_port()
         self._common = (
@@ -49,7 +51,7 @@ class Deployment:
             f"state_path = {directory}/state\nreport_interval = 2\nmigration_sweep_interval = 1\n"
             f"{options}\n"
         )
-        self._database = f"[database]\nconnection = {database_url}\n"
+        self._database = f"[database]\nconnection = {database_url}\n{sections}"
         manage = Process(
             "manage", ["--config-file", str(self._config("manage")), "db", "sync"], directory / "manage.log"
         )
