@@ -35,7 +35,8 @@ def shown(cloud: Cloud, disk: Disk) -> dict[str, object]:
     volume = cloud.rest.volume(disk.volume)
     (row,) = volume["attachments"]
     attachment = cloud.rest.ok("GET", f"/attachments/{row['attachment_id']}")["attachment"]
-    of_volume = {key: volume[key] for key in ("id", "name", "size", "status", "volume_type", "created_at")}
+    kept = ("id", "name", "size", "status", "volume_type", "created_at", "bootable", "multiattach", "metadata")
+    of_volume = {key: volume[key] for key in kept}
     of_server = {key: row[key] for key in ("server_id", "device", "host_name", "volume_id")}
     return {**of_volume, **of_server, "mode": attachment["attach_mode"], "instance": attachment["instance"]}
 
@@ -44,11 +45,14 @@ def shown(cloud: Cloud, disk: Disk) -> dict[str, object]:
 def test_every_acknowledged_write_is_at_the_new_place(cloud: Cloud, program: type[StorageDaemon]) -> None:
     """field.md bugs 8, 31, 32 and 33, with QEMU's data path: ids, mode and mountpoint are kept, writes go on."""
     disk = cloud.disk(guest=lambda path, pause: QemuGuest(path, pause, program))
+    cloud.rest.ok("POST", f"/volumes/{disk.volume}/action", {"os-set_bootable": {"bootable": True}})
+    cloud.rest.ok("POST", f"/volumes/{disk.volume}/metadata", {"metadata": {"role": "root"}})
     before, old = shown(cloud, disk), disk.attachment
     cloud.migrate(disk)
     assert cloud.rest.wait_migration(disk.volume)["status"] == "success"
     until(lambda: disk.attachment != old, "the compute service has its answer")
     assert shown(cloud, disk) == before
+    assert (before["bootable"], before["device"]) == ("true", "/dev/vdb")
     disk.guest.writer.goes_on()
     cloud.moved(disk)
     cloud.nova.detach(disk)

@@ -6,7 +6,7 @@ import contextlib
 import os
 from typing import Any
 
-from tests.support.guest import BLOCK, BLOCKS, FILE_NODE, NODE, StorageDaemon, Writer
+from tests.support.guest import BLOCK, BLOCKS, FILE_NODE, NODE, RealGuest, StorageDaemon, Writer
 from tests.support.waiting import until
 
 
@@ -17,7 +17,7 @@ class QemuGuest:
         self,
         path: str,
         pause: float = 0.0,
-        program: type[StorageDaemon] = StorageDaemon,
+        program: type[StorageDaemon] = RealGuest,
         read_only: bool = False,
         beside: QemuGuest | None = None,
     ) -> None:
