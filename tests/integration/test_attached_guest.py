@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.guest import RealGuest, StorageDaemon
 from tests.support.nova import SWAP, Died, Disk, Failed, Fault, Nova
-from tests.support.nova_cloud import Cloud, open_cloud
+from tests.support.nova_cloud import SECOND, Cloud, open_cloud
 from tests.support.nova_guest import QemuGuest
 from tests.support.waiting import until
 
@@ -83,6 +83,19 @@ def test_a_read_only_disk_is_the_same_at_the_new_place(cloud: Cloud, program: ty
         file.seek(5 << 20)
         assert file.read(1 << 20) == content
     disk.guest.end()
+
+
+def test_a_retype_moves_the_volume_of_a_running_guest(cloud: Cloud, disk: Disk) -> None:
+    """field.md bug 3 (LP2019190): of an attached volume too, and never by the backend itself."""
+    name = "file2" if cloud.other(disk) == SECOND else "file1"
+    body = {"volume_type": {"name": f"at-{name}", "extra_specs": {"volume_backend_name": name}}}
+    cloud.rest.ok("POST", "/types", body)
+    retype = {"os-retype": {"new_type": f"at-{name}", "migration_policy": "on-demand"}}
+    cloud.rest.ok("POST", f"/volumes/{disk.volume}/action", retype)
+    ended = cloud.rest.wait_migration(disk.volume)
+    assert (ended["status"], ended["plan"]) == ("success", "attached")
+    assert cloud.rest.volume(disk.volume)["volume_type"] == f"at-{name}"
+    cloud.moved(disk)
 
 
 def test_two_disks_of_one_guest_are_moved_one_after_the_other(cloud: Cloud) -> None:

@@ -190,6 +190,7 @@ def test_it_moves_there_and_back_and_is_detached(host: Host) -> None:
 
 
 def test_a_read_only_disk_stays_read_only(host: Host) -> None:
+    """field.md bug 15 (LP1802155)."""
     disk = host.disk(RealGuest, mode="ro")
     disk.migrate()
     disk.moved()
@@ -237,6 +238,21 @@ def test_of_two_disks_of_one_guest_one_waits_for_the_other(slow_host: Host) -> N
 
 
 # --- it is refused ---------------------------------------------------------------------------------------------------
+
+
+def test_a_volume_of_several_guests_is_refused(host: Host) -> None:
+    """field.md bugs 7 (LP1775418) and 16 (LP1790840): what the other guest writes would be lost."""
+    rest = host.rest
+    specs = {"volume_type": {"name": "shared", "extra_specs": {"multiattach": "<is> True"}}}
+    rest.ok("POST", "/types", specs)
+    volume = rest.create(1, volume_type="shared")["id"]
+    target = SECOND if rest.volume(volume)["os-vol-host-attr:host"] == FIRST else FIRST
+    for reason in ("it is multiattach", "attached 2 times, 2 of them for writing"):
+        host.attach(volume, str(uuid.uuid4()))
+        before = rest.volume(volume)
+        status, answer = rest.migrate(volume, target)
+        assert (status, reason in str(answer)) == (400, True), answer
+        assert rest.volume(volume) == before
 
 
 def test_a_guest_that_does_not_run(host: Host) -> None:
