@@ -256,6 +256,7 @@ def test_a_volume_of_several_guests_is_refused(host: Host) -> None:
 
 
 def test_a_guest_that_does_not_run(host: Host) -> None:
+    """field.md bug 35 (LP1673090): that it does not is said."""
     disk = host.disk()
     disk.guest.kill()
     disk.migrate()
