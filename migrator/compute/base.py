@@ -45,8 +45,11 @@ class Compute(abc.ABC):
         """Ask which of both volumes the server has; may be repeated."""
 
     @abc.abstractmethod
-    def extended(self, server: str, volume_id: str) -> None:
-        """Tell that a volume which the server uses has grown."""
+    def extended(self, server: str, volume_id: str, path: str | None, size: int) -> None:
+        """Tell that a volume which the server uses has grown, to ``size`` bytes.
+
+        ``path`` is where the server's host has it, None where it has it by other means.
+        """
 
 
 class Hypervisor(Compute):

@@ -52,7 +52,7 @@ class Nova(Compute):
             raise errors.ComputeFailed(code=answer.status_code, reason=f"an answer that is none: {error!r}") from error
         return Uses.NEW if new in found else Uses.OLD if old in found else Uses.NEITHER
 
-    def extended(self, server: str, volume_id: str) -> None:
+    def extended(self, server: str, volume_id: str, path: str | None, size: int) -> None:
         event = {"name": "volume-extended", "server_uuid": server, "tag": volume_id}
         answer = self._request("POST", "/os-server-external-events", _EXTENDED, {"events": [event]})
         try:

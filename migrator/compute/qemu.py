@@ -82,8 +82,11 @@ class Qemu(Hypervisor):
             raise errors.ComputeUnreachable(reason=f"[qemu] names no absolute path of a monitor for server {name}")
         return str(path)
 
-    def extended(self, server: str, volume_id: str) -> None:
-        raise errors.ComputeRefused(code="qemu", reason="a guest of plain QEMU sees the new size at its next start")
+    def extended(self, server: str, volume_id: str, path: str | None, size: int) -> None:
+        if path is None:
+            raise _refused(f"the guest has volume {volume_id} by no path of its host")
+        with self.guest(server) as guest:
+            guest.resize(path, size)
 
 
 class Guest:
@@ -144,6 +147,15 @@ class Guest:
         if found[0]["drv"] not in ("raw", "file", "host_device"):
             raise _refused(f"the guest has {path} open as {found[0]['drv']}, not as the raw disk that it is")
         return found[0]
+
+    def resize(self, path: str, size: int) -> None:
+        """Have the guest see the size, in bytes, that the file of its disk has already; never a smaller one.
+
+        QEMU would cut the file off there.
+        """
+        root = self._root(path)
+        if size > root["image"]["virtual-size"]:
+            self._monitor.ask("block_resize", node_name=root["node-name"], size=size)
 
     # --- forward ---
 

@@ -191,17 +191,21 @@ class VolumeManager(Destinations, Connections, Adoption, CleanUp, Inventory, Que
             status = sa.case((volumes.has_attachments(), "in-use"), else_="available")
             self._settle(volume, "extending", status=status, size=size, wanted_size=None)
         self._report()
-        self._tell_servers(volume_id)
+        with self._locks.hold(self._name(volume)):  # no size is told beside a further extend
+            self._tell_servers(volume_id)
 
     def _tell_servers(self, volume_id: str) -> None:
-        """Have the servers that use a volume see its new size; one that is not told sees it at its next start."""
+        """Have the servers that use a volume see its size; one that is not told sees it at its next start."""
         if self._compute is None:
             return
+        volume = self._db.read(lambda session: volumes.find(session, volume_id))
         for row in self._db.read(lambda session: attachments.of_volume(session, volume_id)):
-            if row.instance_uuid is None or row.attach_status != attachments.ATTACHED:
+            if volume is None or row.instance_uuid is None or row.attach_status != attachments.ATTACHED:
                 continue
+            path = (row.connection_info or {}).get("device_path")
+            known = path if isinstance(path, str) else None
             try:
-                self._compute.extended(row.instance_uuid, volume_id)
+                self._compute.extended(row.instance_uuid, volume_id, known, volume.size * GIB)
             except errors.MigratorError as error:
                 LOG.warning("Server %s does not know that volume %s has grown: %s", row.instance_uuid, volume_id, error)
 

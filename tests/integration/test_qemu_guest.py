@@ -81,6 +81,11 @@ class Disk:
     def mirrors(self) -> None:
         until(self.job, "the mirror has begun")
 
+    def size(self) -> int:
+        """What the guest sees, bytes."""
+        (inserted,) = (each["inserted"] for each in self.guest.qmp("query-block") if each.get("inserted"))
+        return int(inserted["image"]["virtual-size"])
+
     def files(self) -> list[Path]:
         listed = self.rest.ok("GET", f"/migrations?volume_id={self.volume}")["migrations"]
         ids = {self.volume, *(row["destination_volume_id"] for row in listed)}
@@ -235,6 +240,36 @@ def test_of_two_disks_of_one_guest_one_waits_for_the_other(slow_host: Host) -> N
         moved = Disk.path_of(slow_host, volume_id)
         assert str(moved) in disk.guest.files()
         each.check(moved)
+
+
+def extend(disk: Disk) -> None:
+    disk.rest.ok("POST", f"/volumes/{disk.volume}/action", {"os-extend": {"new_size": 2}})
+    until(lambda: disk.rest.volume(disk.volume)["status"] == "in-use", "it is extended")
+    assert disk.rest.volume(disk.volume)["size"] == 2
+
+
+def test_a_guest_sees_that_its_disk_has_grown_and_the_disk_can_be_moved(host: Host) -> None:
+    disk = host.disk(RealGuest)
+    disk.guest.qmp("block-export-del", id="e0")  # QEMU lets no disk grow that it offers to others, too
+    extend(disk)
+    until(lambda: disk.size() == 2 << 30, "the guest is told")
+    disk.migrate()
+    assert disk.rest.wait_migration(disk.volume)["status"] == "success"
+    assert (disk.size(), disk.path().stat().st_size) == (2 << 30, 2 << 30)
+    assert str(disk.path()) in disk.guest.files()
+
+
+def test_a_guest_that_cannot_be_told_of_it_is_said_to_be_none(host: Host) -> None:
+    """Its export is in the way: the log tells, and a move is refused while the guest sees the former size."""
+    disk = host.disk(RealGuest)
+    extend(disk)
+    wanted = f"Server {disk.server} does not know that volume {disk.volume} has grown"
+    until(lambda: wanted in host.running.process.text(), "the log tells")
+    assert disk.size() == 1 << 30
+    disk.migrate()
+    failed = disk.rest.wait_migration(disk.volume)
+    assert "the guest's disk has 1073741824 bytes and its destination 2147483648" in failed["error"]["message"]
+    assert disk.path() == Path(disk.guest.path)
 
 
 # --- it is refused ---------------------------------------------------------------------------------------------------

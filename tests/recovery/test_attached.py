@@ -74,7 +74,7 @@ class Script(Compute):
             return self.answer
         raise self.answer
 
-    def extended(self, server: str, volume_id: str) -> None:
+    def extended(self, server: str, volume_id: str, path: str | None, size: int) -> None:
         raise AssertionError("nothing grows here")
 
     def do(self, what: str) -> None:

@@ -142,7 +142,7 @@ def test_an_answer_that_is_none(peer: Peer) -> None:
 
 def test_a_grown_volume_is_an_event(peer: Peer) -> None:
     peer.say((200, {"events": [{"name": "volume-extended", "status": "completed", "code": 200}]}))
-    client(peer.url).extended(SERVER, OLD)
+    client(peer.url).extended(SERVER, OLD, None, 2 << 30)
     ((method, path, headers, body),) = peer.heard
     assert (method, path) == ("POST", "/v2.1/os-server-external-events")
     assert body == {"events": [{"name": "volume-extended", "server_uuid": SERVER, "tag": OLD}]}
@@ -164,7 +164,7 @@ def test_an_event_that_nobody_got_is_no_success(
 ) -> None:
     peer.say(answer)
     with pytest.raises(error):
-        client(peer.url).extended(SERVER, OLD)
+        client(peer.url).extended(SERVER, OLD, None, 2 << 30)
     assert len(peer.heard) == 1
 
 

@@ -18,7 +18,7 @@ from migrator import errors
 from migrator.compute import qemu
 from migrator.compute.base import Uses
 from migrator.compute.qemu import Guest, Move, Qemu
-from migrator.compute.qemu_monitor import Monitor
+from migrator.compute.qemu_monitor import Loop, Monitor
 from migrator.db import attachments, migrations
 from migrator.db.api import Database
 from migrator.db.migrations import Outcome
@@ -32,7 +32,7 @@ from migrator.volume.runner import Function, Runner, Settings
 from migrator.volume.states import Direction, Event
 from tests.contract.mounts import tmpfs
 from tests.support import rows
-from tests.support.guest import NODE, StorageDaemon
+from tests.support.guest import NODE, RealGuest, StorageDaemon
 from tests.support.waiting import until
 
 SIZE = 4 << 20
@@ -419,6 +419,22 @@ def test_a_monitor_that_hangs_for_ever_leaves_both_places(world: World) -> None:
     assert world.old.exists()
     assert world.new.exists()
     end()
+
+
+def test_a_size_that_is_told_late_cuts_nothing_off(tmp_path: Path) -> None:
+    """Of two extends the first one's news may come second: QEMU would truncate the file."""
+    path = tmp_path / "disk"
+    path.write_bytes(b"\1" * SIZE)
+    with RealGuest(path) as guest:
+        guest.qmp("block-export-del", id="e0")
+        with Monitor(Loop(), str(guest.qmp_path), 5.0) as monitor:
+            spoken = Guest(monitor)
+            os.truncate(path, 2 * SIZE)
+            spoken.resize(str(path), 2 * SIZE)
+            spoken.resize(str(path), SIZE)
+            (disk,) = (each["inserted"] for each in monitor.ask("query-block") if each.get("inserted"))
+    assert disk["image"]["virtual-size"] == 2 * SIZE
+    assert path.stat().st_size == 2 * SIZE
 
 
 def test_names_of_nodes_keep_to_qemus_rule() -> None:
