@@ -87,7 +87,7 @@ class Attached:
             raise self._failed(migration, "the compute service reported an error; its log says more")
         uses = self._ask(migration)
         if uses is Uses.NEW:
-            return Outcome(Event.DONE, "the compute service names the new volume")
+            return _moved(migration, "the compute service names the new volume")
         if uses is Uses.GONE:
             raise self._failed(migration, "the server is gone")
         age = self._age(migration)
@@ -100,10 +100,10 @@ class Attached:
     def _arrived(self, migration: Migration) -> Outcome:
         """The server lives on the twin; the report is waited for, since the compute service goes on until then."""
         if migration.swap_result is not None:
-            return Outcome(Event.DONE, "the compute service has reported")
+            return _moved(migration, "the compute service has reported")
         now = self._db.now()
         if migration.swap_seen_at is not None and now - migration.swap_seen_at >= self._conf.nova_poll_seconds:
-            return Outcome(Event.DONE, "the server uses the new place; the compute service's report was lost")
+            return _moved(migration, "the server uses the new place; the compute service's report was lost")
         seen = {"swap_seen_at": now} if migration.swap_seen_at is None else {}
         return Outcome(
             Event.WAITING,
@@ -118,10 +118,10 @@ class Attached:
         """Wait until no host can write to the twin any more; once the server lives there, go forward instead."""
         use = self._use(migration)
         if use is Use.ATTACHED:
-            return Outcome(Event.SWAPPED, "the server uses the new place already")
+            return _moved(migration, "the server uses the new place already", Event.SWAPPED)
         old, new = self._opened(migration) if self._was_connected(migration) else (None, None)
         if new and old is False:
-            return Outcome(Event.SWAPPED, "the new place alone is open in a hypervisor")
+            return _moved(migration, "the new place alone is open in a hypervisor", Event.SWAPPED)
         if use is Use.CONNECTED:
             return self._connected(migration, old, new)
         if new:
@@ -133,7 +133,7 @@ class Attached:
         """What to do while an attachment lets a host write to the twin."""
         uses = self._ask(migration)
         if uses is Uses.NEW:
-            return Outcome(Event.SWAPPED, "the compute service names the new volume")
+            return _moved(migration, "the compute service names the new volume", Event.SWAPPED)
         failed = migration.swap_result == swaps.FAILED and old and new is False
         if failed or (uses is Uses.GONE and not new):
             self._db.run(lambda session: swaps.forget_attachments(session, migration.destination_volume_id))
@@ -197,6 +197,11 @@ class Attached:
     def _wait(self, message: str, seconds: float | None = None) -> Outcome:
         wait = self._conf.nova_poll_seconds if seconds is None else seconds
         return Outcome(Event.WAITING, message, wait_seconds=wait)
+
+
+def _moved(migration: Migration, message: str, event: Event = Event.DONE) -> Outcome:
+    """The server lives at the new place: whatever the compute service had to copy is there."""
+    return Outcome(event, message, values={"bytes_done": migration.bytes_total})
 
 
 def _known(uses: Uses | str) -> str:

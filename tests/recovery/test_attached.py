@@ -184,6 +184,7 @@ class InUse(World):
         self.ended(*ends, status="in-use", **values)
         assert len(self.users()) == 1
         assert (self.users() == [self.own]) is (self.row().end != End.SUCCESS)
+        assert (self.row().bytes_done == self.row().bytes_total) is (self.row().end == End.SUCCESS)
         assert self.row().swap_server is None
 
 
