@@ -16,7 +16,7 @@ from migrator import errors
 from migrator.api import attachments as resource
 from migrator.api import guard
 from migrator.api.wsgi import Answer, Json, Request
-from migrator.db import attachments, volumes
+from migrator.db import attachments, swaps, volumes
 from migrator.db.models import Attachment, Migration, Volume, utcnow
 
 #: Statuses of a volume that os-attach may find; ``in-use`` moreover where several servers may have it.
@@ -174,10 +174,20 @@ def _row(volume: Volume, wanted: Json) -> Json:
 
 
 def begin_detaching(request: Request, volume_id: str) -> Answer:
-    """Announce a detach.  A volume that is being migrated does not show it: the swap by compute begins like this."""
+    """Announce a detach.  A volume that is being migrated does not show it: the swap by compute begins like this.
+
+    It is refused while the server lives at the new place and the switch is still to come: the compute service would
+    take the disk from the server, and then be refused to end the attachment.
+    """
 
     def work(session: Session) -> None:
         volume = guard.attachable(request, session, volume_id)
+        if swaps.has_arrived(session, volume):
+            raise errors.InvalidVolume(
+                volume_id=volume.id,
+                reason=f"its server was moved just now, and migration {volume.migration_id} is about to complete; try "
+                "again when it has",
+            )
         if guard.is_moving(volume):
             return
         ready = (Volume.status == "in-use", Volume.attach_status == attachments.ATTACHED, volumes.is_at_rest())

@@ -49,6 +49,12 @@ def use(session: Session, twin_id: str) -> Use:
     return Use.RESERVED
 
 
+def has_arrived(session: Session, volume: Volume) -> bool:
+    """Tell whether the server lives on the volume's twin already, and the switch is still to come."""
+    row = session.get(Migration, volume.migration_id) if volume.migration_id else None
+    return row is not None and row.plan == attachments.PLAN and use(session, row.destination_volume_id) is Use.ATTACHED
+
+
 def _is_attaching(session: Session, twin_id: str) -> bool:
     twin = volumes.find(session, twin_id)
     return twin is not None and twin.status == "attaching"

@@ -142,6 +142,20 @@ def test_the_swaps_own_detach_needs_no_answer_of_the_old_place(api: Api, peers: 
     assert (left.id, left.connector) == (old, CONNECTOR), "delete_source ends it"
 
 
+def test_a_detach_waits_for_the_switch_once_the_server_was_moved(api: Api, peers: Peers) -> None:
+    """Else the server loses its disk, and the attachment that it came by cannot be ended (paused, say, for hours)."""
+    volume_id, _, twin_id, _ = swap(api)
+    begin = {"os-begin_detaching": None}
+    new = post(api, twin_id, token="admin").json["attachment"]["id"]
+    assert put(api, new, token="admin").status == 200
+    assert api("POST", f"/volumes/{volume_id}/action", begin, **NOVA).status == 202, "a swap begins like this"
+    assert api("POST", f"/attachments/{new}/action", {"os-complete": None}, version="3.44", **NOVA).status == 204
+    before = api.contents()
+    answer = api("POST", f"/volumes/{volume_id}/action", begin, token="joe")
+    assert (answer.status, "is about to complete" in answer.fault) == (400, True), answer.text
+    assert api.contents() == before
+
+
 def test_the_compute_service_fails(api: Api, peers: Peers) -> None:
     """field.md bug 34 (LP1489744): a swap that failed leaves both as they were."""
     volume_id, old, twin_id, _ = swap(api)

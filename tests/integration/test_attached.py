@@ -164,6 +164,35 @@ def test_what_its_owner_asked_for_meanwhile_is_done_where_the_volume_lives_then(
         cloud.moved(disk)
 
 
+def test_a_pause_keeps_the_record_and_not_the_server_from_being_switched(cloud: Cloud) -> None:
+    """Nova goes on and reports; its next detach is refused before it takes the disk from the server."""
+    disk = cloud.disk()
+    reached, go = cloud.plan(disk).hold("copy")
+    cloud.migrate(disk)
+    assert reached.wait(20)
+    cloud.order(disk, "pause")
+    go.set()
+    assert cloud.plan(disk).over.wait(20)
+    assert cloud.rest.migration_of(disk.volume)["status"] == "paused"
+    with pytest.raises(Failed, match="is about to complete"):
+        cloud.nova.detach(disk)
+    cloud.order(disk, "resume")
+    assert cloud.rest.wait_migration(disk.volume)["status"] == "success"
+    cloud.moved(disk)
+    cloud.nova.detach(disk)
+    assert cloud.rest.volume(disk.volume)["status"] == "available"
+
+
+def test_nova_may_report_before_it_has_answered(cloud: Cloud) -> None:
+    """Its whole swap happens while our request is still open: nothing of ours waits for the answer."""
+    disk = cloud.disk()
+    cloud.plan(disk).answer_last = True
+    cloud.migrate(disk)
+    assert cloud.rest.wait_migration(disk.volume)["status"] == "success"
+    assert ("completion", 200) in {(call, status) for volume, call, status in cloud.nova.calls if volume == disk.volume}
+    cloud.moved(disk)
+
+
 @pytest.mark.parametrize("call", ["copy", "completion"])
 def test_a_service_that_is_killed_goes_on_afterwards(cloud: Cloud, call: str) -> None:
     """kill -9 while the swap runs; held at ``completion``, the report comes before the service is back."""

@@ -149,6 +149,8 @@ class Plan:
     reached: dict[str, threading.Event] = field(default_factory=dict)
     #: Requests that are still on their way when Nova gives up.
     late: list[Callable[[], Any]] = field(default_factory=list)
+    #: nova-api answers when nova-compute is done.
+    answer_last: bool = False
     #: Set when nova-compute does nothing more about the swap.
     over: threading.Event = field(default_factory=threading.Event)
 
@@ -360,6 +362,8 @@ class Nova:
             plan.give_up()
             return 500, {"computeFault": {"code": 500, "message": str(error)}}
         threading.Thread(target=self._compute, args=(server, old, new, made), daemon=True).start()
+        if plan.answer_last:
+            assert plan.over.wait(60)
         return 202, None
 
     def _against(self, old: str, new: str) -> tuple[int, Any] | None:
