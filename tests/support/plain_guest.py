@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import hashlib
 import os
@@ -23,7 +22,10 @@ class Image:
         fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi", fcntl.F_RDLCK, os.SEEK_SET, 100, 4, 0))
 
     def close(self) -> None:
-        os.close(self.fd)
+        """Close it, once: by then the number may be that of another guest's disk."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 class Guest:
@@ -93,8 +95,7 @@ class Guest:
         """Power off: nothing is open any more."""
         self.stop()
         self.abort()
-        with contextlib.suppress(OSError):
-            self._disk.close()
+        self._disk.close()
 
     def check(self) -> None:
         """See that every acknowledged block is on the disk that the guest has, by its path."""
