@@ -203,7 +203,9 @@ def _server_engine(url: sa.URL, **pool: int) -> Engine:
         @sa.event.listens_for(engine, "connect")
         def on_connect(dbapi_connection: Any, record: Any) -> None:
             with dbapi_connection.cursor() as cursor:
-                cursor.execute("SET SESSION sql_mode = 'TRADITIONAL'")  # what does not fit is an error, never cut
+                # What does not fit is an error, never cut.  And where clocks are put back in autumn, an hour of local
+                # time comes twice, so that UNIX_TIMESTAMP would jump: back by an hour, and later on by one.
+                cursor.execute("SET SESSION sql_mode = 'TRADITIONAL', time_zone = '+00:00'")
 
     return engine
 

@@ -33,3 +33,13 @@ def test_sqlite_flushes_every_commit(db: Database) -> None:
     with db.engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+
+
+def test_the_clock_of_mariadb_knows_no_summer_time(any_db: Database) -> None:
+    """Where the server's zone puts its clocks back, an hour of local time comes twice: no lease may be judged by it."""
+    if any_db.engine.dialect.name not in ("mysql", "mariadb"):
+        return
+    with any_db.engine.connect() as connection:
+        zone = connection.exec_driver_sql("SELECT @@session.time_zone").scalar()
+        seconds = connection.exec_driver_sql("SELECT TIMESTAMPDIFF(SECOND, UTC_TIMESTAMP(), SYSDATE())").scalar()
+    assert (zone, seconds) == ("+00:00", 0)
