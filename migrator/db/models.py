@@ -139,8 +139,8 @@ class Volume(Base):
     wanted_size: Mapped[int | None] = mapped_column(Integer)
     #: The database's clock when the volume got its host: a pool report older than this does not include it.
     placed_at: Mapped[float | None] = mapped_column(Double)
-    #: The database's clock when the volume was last made writable to anybody (attached, reserved, extended): what lay
-    #: elsewhere as its copy before that is its copy no longer.
+    #: The database's clock when the volume was last made writable to anybody (attached, reserved, extended) where it
+    #: lives; None: not since a switch brought it there.  A source that was kept is a copy of it for as long.
     writable_at: Mapped[float | None] = mapped_column(Double)
     #: What ``managing`` takes over: the reference to something that lies in the pool already.
     adoption: Mapped[dict[str, Any] | None]

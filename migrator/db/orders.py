@@ -267,7 +267,7 @@ def _obstacle_of_volume(session: Session, row: Migration, volume: Volume | None)
         return f"volume {row.volume_id} is gone"
     query = sa.select(volumes.has_attachments(), volumes.has_snapshots()).where(Volume.id == volume.id)
     attached, has_snapshots = session.execute(query).one()
-    written = volume.writable_at is not None and volume.writable_at >= (row.switched_at or 0.0)
+    written = volume.writable_at is not None  # since the switch, which forgets what was before
     reasons = {
         f"migration {volume.migration_id} has moved the volume since": volume.migration_id != row.id,
         f"the volume is no longer on {row.destination_host}": volume.host != row.destination_host,

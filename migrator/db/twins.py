@@ -154,6 +154,8 @@ def _switch(session: Session, migration: Migration, values: dict[str, Any]) -> N
         Volume.host == migration.source_host,
         # A server that lives at the new place already cannot be sent back, whatever its volume is busy with.
         sa.true() if swapped else Volume.status.in_([migration.previous_status, *HELD]),
+        # Whoever may write from now on writes to the new place: an undo asks for that, and for no clock.
+        writable_at=None,
         **_place(session, migration),
         **values,
     )
@@ -170,7 +172,6 @@ def put_back(session: Session, migration: Migration, volume: Volume, twin: Volum
     Both as they were seen; False if the volume could have been written to since the switch, or anything has changed.
     The service of the new place removes what lies there.
     """
-    unwritten = sa.or_(Volume.writable_at.is_(None), Volume.writable_at < migration.switched_at)
     back = volumes.update_where(
         session,
         volume.id,
@@ -180,7 +181,7 @@ def put_back(session: Session, migration: Migration, volume: Volume, twin: Volum
         Volume.size == migration.size,
         volumes.is_at_rest(),
         volumes.unchanged(volume),
-        unwritten,
+        Volume.writable_at.is_(None),
         sa.not_(volumes.has_attachments()),
         sa.not_(volumes.has_snapshots()),
         **_place_of(twin, volume.id),

@@ -401,11 +401,12 @@ def test_a_migration_that_cannot_be_undone(api: Api, columns: dict[str, Any], re
     assert reason in refused(api, migration_id, "undo")
 
 
-def test_a_volume_that_was_writable_before_the_switch_alone_may_go_back(api: Api) -> None:
+def test_a_volume_that_was_writable_since_the_switch_stays_whatever_the_clock_says(api: Api) -> None:
+    """The database's clock may have been put back, or be that of another server by now."""
     volume_id, migration_id, _ = kept(api)
-    before = (api.migration(migration_id).switched_at or 0.0) - 0.001
-    api.db.run(lambda s: volumes.update_where(s, volume_id, writable_at=before))
-    assert order(api, migration_id, "undo").status == 202
+    earlier = (api.migration(migration_id).switched_at or 0.0) - 3600.0
+    api.db.run(lambda s: volumes.update_where(s, volume_id, writable_at=earlier))
+    assert "was made writable at" in refused(api, migration_id, "undo")
 
 
 def test_of_many_undos_and_new_migrations_exactly_one_wins(api: Api) -> None:

@@ -291,7 +291,7 @@ class Checker:
         found = self.storage.durable(*place)
         if found is None:
             raise Broken(f"1: the source that was kept is not at {place}")
-        written = volume["writable_at"] is not None and volume["writable_at"] >= migration["switched_at"]
+        written = volume["writable_at"] is not None
         wanted = self.wanted.get(volume["id"])
         if wanted is not None and not written and wanted.difference(found, [[0, wanted.size]]) is not None:
             raise Broken(f"1: the source that was kept at {place} is not what the volume was")

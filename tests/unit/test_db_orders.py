@@ -35,8 +35,9 @@ def advance(db: Database, migration_id: str, outcome: Outcome) -> Migration:
 
 
 def moved(db: Database) -> Migration:
-    """A migration that ended well a moment ago, its source kept for an hour."""
+    """A migration that ended well a moment ago, its source kept for an hour; the volume had been used before."""
     row = asked(db, keep_source_seconds=3600)
+    db.run(lambda s: volumes.update_where(s, row.volume_id, writable_at=now_seconds()))
     row = advance(db, row.id, Outcome(Event.DONE, values={"destination_host": rows.DESTINATION}))
     while row.end is None:
         values = {"keep_source_until": db.now() + 3600} if row.step == "delete_source" else {}
@@ -120,7 +121,8 @@ def test_an_undo_swaps_both_places_in_one_transaction(any_db: Database) -> None:
 def test_a_volume_that_was_written_to_is_not_swapped_even_by_who_has_seen_it_before(any_db: Database) -> None:
     row = moved(any_db)
     volume, twin = (rows.volume(any_db, found) for found in (row.volume_id, row.destination_volume_id))
-    any_db.run(lambda s: volumes.update_where(s, volume.id, writable_at=now_seconds()))
+    # Whatever the clock says, which may have been put back since the switch.
+    any_db.run(lambda s: volumes.update_where(s, volume.id, writable_at=now_seconds() - 3600.0))
     with pytest.raises(errors.Conflict):
         any_db.run(lambda s: orders.undo(s, row, volume, twin))
     assert rows.volume(any_db, row.volume_id).host == rows.DESTINATION
