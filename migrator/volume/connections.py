@@ -17,6 +17,7 @@ from migrator.db import volumes
 if TYPE_CHECKING:
     from migrator.conf import Conf
     from migrator.db.api import Database
+    from migrator.db.models import Volume
     from migrator.drivers.base import VolumeDriver
     from migrator.volume.manager import ObjectLocks
 
@@ -30,6 +31,10 @@ class Connections:
     _locks: ObjectLocks
     #: A caller waits this long for other work on the same object, which may be a clone of hours.
     busy_seconds = 5.0
+
+    if TYPE_CHECKING:
+
+        def _is_here(self, volume: Volume) -> bool: ...
 
     @expose
     @messaging.expected_exceptions(errors.MigratorError)  # type: ignore[untyped-decorator]
@@ -56,12 +61,19 @@ class Connections:
 
     @contextlib.contextmanager
     def _object(self, volume_id: str) -> Iterator[tuple[str, str]]:
-        """Hold the object of a volume, and give its pool and name; raises NotFound, or Conflict while it is busy."""
+        """Hold the object of a volume, and give its pool and name.
+
+        Raises NotFound, or Conflict while it is busy, and where it lives elsewhere by now.
+        """
         volume = self._db.read(lambda session: volumes.get(session, volume_id))
         name = str(self._conf.volume_name_template % volume.object_id)
         pool = BackendName.parse(volume.host).pool if volume.host is not None else None
         if pool is None:
             raise errors.NotFound(kind="Volume", id=volume_id)
+        if not self._is_here(volume):
+            raise errors.Conflict(
+                reason=f"Volume {volume_id} has just moved to {volume.host}; try again.", retry_after=1
+            )
         with self._locks.hold(name, timeout=self.busy_seconds) as free:
             if not free:
                 raise errors.Conflict(reason=f"Volume {volume_id} is busy on its backend; try again.", retry_after=1)

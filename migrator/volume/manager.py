@@ -94,8 +94,6 @@ class VolumeManager(Destinations, Connections, Adoption, CleanUp, Inventory, Que
         passed on what is another service's by now; without them, that one's sweep finds it.
         """
         self._peers = peers
-        #: Services whose rows are worked on here: this one, and those that an operator has it clean up after.
-        self._answers_for = {driver.backend}
         self._news = news
         self._compute = compute
         self._conf = conf
@@ -104,6 +102,8 @@ class VolumeManager(Destinations, Connections, Adoption, CleanUp, Inventory, Que
         self._run_migration = run_migration
         self._report = report
         self._locks = ObjectLocks()
+        #: Backends host@backend whose rows are worked on here: our own, and those of who is stood in for.
+        self._served = {driver.backend}
         self._exports = Exports(conf, driver.backend)
         #: Volumes and snapshots that a timer will come back to.
         self._waiting: set[str] = set()
@@ -154,45 +154,46 @@ class VolumeManager(Destinations, Connections, Adoption, CleanUp, Inventory, Que
     @expose
     def delete_volume(self, context: RequestContext, volume_id: str) -> None:
         """Delete a volume ``deleting`` with its snapshots, once no migration works on it; or what a twin names."""
-        volume = self._wanted(volume_id, "deleting")
+        volume = self._placed(volume_id, "deleting")
+        if volume is not None and volume.twin_of is not None:
+            if self._is_here(volume):
+                self._reap(volume)
+            return
+        volume = self._at_rest("delete_volume", volume_id, lambda: self._placed(volume_id, "deleting"))
         if volume is None:
             return
-        if volume.twin_of is not None:
-            self._reap(volume)
-            return
-        volume = self._at_rest("delete_volume", volume_id, lambda: self._wanted(volume_id, "deleting"))
-        if volume is None:
-            return
-        with (
-            self._locks.hold(self._name(volume)),
-            self._failing(volume, "error_deleting", "delete"),
-            self._news.around("volume.delete", volume, {"status": "deleted"}, failed="error_deleting"),
-        ):
-            for snapshot in self._snapshots(volume_id):
+        with self._locks.hold(self._name(volume)), self._failing(volume, "error_deleting", "delete"):
+            if self._is_still(volume, "deleting"):
+                self._delete(volume)
+        self._report()
+
+    def _delete(self, volume: Volume) -> None:
+        with self._news.around("volume.delete", volume, {"status": "deleted"}, failed="error_deleting"):
+            for snapshot in self._snapshots(volume.id):
                 self._delete_snapshot(volume, snapshot)
             self._driver.delete(_pool(volume), self._name(volume))
-            self._db.run(lambda session: volumes.bury(session, volume_id))
-        self._report()
+            self._db.run(lambda session: volumes.bury(session, volume.id))
 
     @expose
     def extend_volume(self, context: RequestContext, volume_id: str) -> None:
         """Bring a volume ``extending`` to its wanted size, once no migration works on it."""
-        volume = self._at_rest("extend_volume", volume_id, lambda: self._wanted(volume_id, "extending"))
+        volume = self._at_rest("extend_volume", volume_id, lambda: self._placed(volume_id, "extending"))
         if volume is None or volume.wanted_size is None:
             return
-        size = volume.wanted_size
-        rest = "in-use" if volume.attach_status == "attached" else "available"
-        with (
-            self._locks.hold(self._name(volume)),
-            self._failing(volume, "error_extending", "extend"),
-            self._news.around("volume.resize", volume, {"size": size, "status": rest}, failed="error_extending"),
-        ):
-            self._driver.extend(_pool(volume), self._name(volume), size * GIB)
-            status = sa.case((volumes.has_attachments(), "in-use"), else_="available")
-            self._settle(volume, "extending", status=status, size=size, wanted_size=None)
+        with self._locks.hold(self._name(volume)), self._failing(volume, "error_extending", "extend"):
+            if not self._is_still(volume, "extending"):
+                return
+            self._extend(volume, volume.wanted_size)
         self._report()
         with self._locks.hold(self._name(volume)):  # no size is told beside a further extend
             self._tell_servers(volume_id)
+
+    def _extend(self, volume: Volume, size: int) -> None:
+        rest = "in-use" if volume.attach_status == "attached" else "available"
+        with self._news.around("volume.resize", volume, {"size": size, "status": rest}, failed="error_extending"):
+            self._driver.extend(_pool(volume), self._name(volume), size * GIB)
+            status = sa.case((volumes.has_attachments(), "in-use"), else_="available")
+            self._settle(volume, "extending", status=status, size=size, wanted_size=None)
 
     def _tell_servers(self, volume_id: str) -> None:
         """Have the servers that use a volume see its size; one that is not told sees it at its next start."""
@@ -219,6 +220,8 @@ class VolumeManager(Destinations, Connections, Adoption, CleanUp, Inventory, Que
         if volume is None:
             return
         with self._locks.hold(self._name(volume)):
+            if not self._is_still(volume) or self._snapshot(snapshot_id, "creating") is None:
+                return
             try:
                 with self._news.around("snapshot.create", snapshot, {"status": "available"}, failed="error"):
                     self._driver.create_snapshot(_pool(volume), self._name(volume), self._snapshot_name(snapshot_id))
@@ -235,6 +238,8 @@ class VolumeManager(Destinations, Connections, Adoption, CleanUp, Inventory, Que
             return
         volume = self._db.read(lambda session: volumes.get(session, snapshot.volume_id))
         with self._locks.hold(self._name(volume)):
+            if not self._is_still(volume):
+                return
             try:
                 self._delete_snapshot(volume, snapshot)
             except errors.MigratorError as error:
@@ -244,7 +249,7 @@ class VolumeManager(Destinations, Connections, Adoption, CleanUp, Inventory, Que
 
     def sweep(self, service: str) -> None:
         """Do what rows of this backend ask for and no message brought: after a restart, and now and then."""
-        self._answers_for.add(service)
+        self._served.add(service)
         self._exports.sweep(self._db)
         for twin_id in self._db.read(lambda session: twins.expired(session, service)):
             self._db.run(lambda session, twin_id=twin_id: twins.give_up_kept(session, twin_id))  # type: ignore[misc]
@@ -299,8 +304,23 @@ class VolumeManager(Destinations, Connections, Adoption, CleanUp, Inventory, Que
         return str(self._conf.snapshot_name_template % snapshot_id)
 
     def _wanted(self, volume_id: str, status: str) -> Volume | None:
+        volume = self._placed(volume_id, status)
+        return volume if volume is not None and self._is_here(volume) else None
+
+    def _placed(self, volume_id: str, status: str) -> Volume | None:
         volume = self._db.read(lambda session: volumes.find(session, volume_id))
         return volume if volume is not None and volume.status == status and volume.host is not None else None
+
+    def _is_here(self, volume: Volume) -> bool:
+        """Tell whether the volume lives here; a message may have waited until a server took it elsewhere."""
+        return volume.host is not None and BackendName.parse(volume.host).service in self._served
+
+    def _is_still(self, volume: Volume, status: str | None = None) -> bool:
+        """Tell whether a volume that was read before its migration ended, say, lives where it did, with that status."""
+        now = self._db.read(lambda session: volumes.find(session, volume.id))
+        if now is None or not self._is_here(now) or (now.host, now.object_id) != (volume.host, volume.object_id):
+            return False
+        return status is None or now.status == status
 
     def _volume_of(self, snapshot: Snapshot) -> Volume:
         return self._db.read(lambda session: volumes.get(session, snapshot.volume_id))
@@ -317,7 +337,7 @@ class VolumeManager(Destinations, Connections, Adoption, CleanUp, Inventory, Que
             return None
         if volume is not None and volume.migration_id is not None:
             volume = look()  # what was read before the migration had ended may name the place that it has left
-        if volume is None or BackendName.parse(str(volume.host)).service in self._answers_for:
+        if volume is None or self._is_here(volume):
             return volume
         LOG.info("%s of %s is left to the service of %s", order, object_id, volume.host)
         if self._peers is not None:

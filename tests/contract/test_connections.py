@@ -164,3 +164,18 @@ def test_a_file_that_a_hypervisor_has_open_is_told_by_its_lock(tmp_path: Path) -
     driver.delete("pool1", "volume-1")
     with pytest.raises(errors.VolumeMissing):
         driver.is_open("pool1", "volume-1")
+
+
+def test_a_message_that_waited_until_the_volume_had_moved_is_left_to_its_new_service(
+    manager: VolumeManager, db: Database
+) -> None:
+    """A delete here would find nothing, call that done, and leave the object at the new place without a row."""
+    moved = rows.add_volume(db, host="hostz@elsewhere#p", status="deleting")
+    grown = rows.add_volume(db, host="hostz@elsewhere#p", status="extending", wanted_size=2)
+    manager.delete_volume(service_context(), volume_id=moved)
+    manager.extend_volume(service_context(), volume_id=grown)
+    assert (rows.volume(db, moved).status, rows.volume(db, moved).deleted_at) == ("deleting", None)
+    assert rows.volume(db, grown).status == "extending"
+    with pytest.raises(dispatcher.ExpectedException) as raised:
+        manager.initialize_connection(service_context(), volume_id=moved, connector=CONNECTOR, writable=True)
+    assert "has just moved to hostz@elsewhere#p" in str(raised.value.exc_info[1])
