@@ -54,32 +54,40 @@ def unreserve(request: Request, volume_id: str) -> Answer:
     return Answer(202)
 
 
-def _unreserve(session: Session, volume_id: str) -> None:
+def _unreserve(session: Session, volume_id: str, *expected: sa.ColumnElement[bool]) -> None:
     back = sa.case((volumes.has_attachments(), "in-use"), else_="available")
-    volumes.update_where(session, volume_id, Volume.status == "attaching", status=back)
+    volumes.update_where(session, volume_id, Volume.status == "attaching", *expected, status=back)
 
 
 # --- connections -----------------------------------------------------------------------------------------------------
 
 
 def initialize_connection(request: Request, volume_id: str) -> Answer:
-    """Have the volume offered to a host, which may write to it from now on."""
+    """Have the volume offered to a host, which may write to it from now on: so it is reserved, if it was not before."""
     connector = request.body["os-initialize_connection"]["connector"]
 
-    def work(session: Session) -> tuple[Migration | None, Volume]:
+    def work(session: Session) -> tuple[Migration | None, Volume, bool]:
         volume = guard.attachable(request, session, volume_id)
         guard.refuse_locked(volume)
         if volume.host is None or volume.status in _NOWHERE:
             raise errors.InvalidVolume(volume_id=volume.id, reason=f"status is {volume.status}, it is on no backend")
-        return guard.take_for_server(session, volume), volume
+        # Nothing else would tell of such a host, and a migration copy what it goes on writing to.
+        free = volume.status == "available"
+        migration = guard.take_for_server(session, volume, **({"status": "attaching"} if free else {}))
+        return migration, volumes.get(session, volume_id), free
 
-    migration, volume = guard.run(request, volume_id, work)
+    migration, volume, free = guard.run(request, volume_id, work)
     guard.nudge(request, migration)
     mode = "ro" if volume.readonly or connector.get("mode") == "ro" else "rw"
     assert volume.host is not None, "work saw to it"
-    offered = request.backing.volume.initialize_connection(
-        request.context, volume.host, volume.id, {**connector, "mode": mode}, writable=mode != "ro"
-    )
+    try:
+        offered = request.backing.volume.initialize_connection(
+            request.context, volume.host, volume.id, {**connector, "mode": mode}, writable=mode != "ro"
+        )
+    except errors.MigratorError:
+        if free:  # nobody was told how to reach it, unless somebody else has come since
+            request.run(lambda session: _unreserve(session, volume_id, volumes.unchanged(volume)))
+        raise
     return Answer(200, {"connection_info": _nested(offered, mode, connector)})
 
 

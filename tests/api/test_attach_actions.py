@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from migrator import errors
 from migrator.db import volumes
 from migrator.db.models import Migration
 from tests.api.arcs import Step, run
@@ -240,6 +241,43 @@ def test_a_migration_that_does_not_give_way(
     assert (answer.status, reason in answer.fault) == (status, True), answer.text
     assert ("retry-after" in answer.headers) == (status == 409)
     assert api.contents() == before
+
+
+def test_a_host_that_is_offered_a_volume_without_a_reservation_keeps_it_from_being_moved(
+    api: Api, peers: Peers
+) -> None:
+    """What it writes to the old place would be lost: nothing else tells of it."""
+    volume_id, destination = api.make_volume(), {"host": "b@file2#pool2"}
+    api.beat("a@file1")
+    api.beat("b@file2")
+    assert act(api, volume_id, "os-initialize_connection", {"connector": CONNECTOR}).status == 200
+    refused = act(api, volume_id, "os-migrate_volume", destination, token="admin")
+    assert (refused.status, "it is attaching" in refused.fault) == (400, True), refused.text
+    assert act(api, volume_id, "os-terminate_connection", {"connector": CONNECTOR}).status == 202
+    assert states(api, volume_id) == ("available", "detached")
+    assert act(api, volume_id, "os-migrate_volume", destination, token="admin").status == 202
+
+
+@pytest.mark.parametrize("reserved", [True, False])
+def test_an_offer_that_failed_leaves_the_status_as_it_was(api: Api, peers: Peers, reserved: bool) -> None:
+    volume_id = api.make_volume(status="attaching" if reserved else "available")
+    peers.refusal = errors.DriverError(backend="a@file1", reason="on purpose")
+    assert act(api, volume_id, "os-initialize_connection", {"connector": CONNECTOR}).status == 500
+    assert states(api, volume_id)[0] == ("attaching" if reserved else "available")
+
+
+def test_an_offer_that_failed_does_not_end_anothers(api: Api, peers: Peers) -> None:
+    volume_id = api.make_volume()
+    peers.refusal = errors.DriverError(backend="a@file1", reason="on purpose")
+
+    def other() -> None:
+        peers.meanwhile, peers.refusal = (lambda: None), None
+        assert act(api, volume_id, "os-initialize_connection", {"connector": {**CONNECTOR, "host": "c2"}}).status == 200
+        peers.refusal = errors.DriverError(backend="a@file1", reason="on purpose")
+
+    peers.meanwhile = other
+    assert act(api, volume_id, "os-initialize_connection", {"connector": CONNECTOR}).status == 500
+    assert states(api, volume_id)[0] == "attaching"
 
 
 def test_a_swap_begins_unseen_and_a_detach_by_the_old_flow_ends_it(api: Api, peers: Peers) -> None:
