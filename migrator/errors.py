@@ -196,6 +196,16 @@ class VerifyMismatch(MigratorError):
     template = "Source and destination differ at offset {offset}."
 
 
+class SourceInUse(MigratorError):
+    """A hypervisor has the volume open that is moved as one that nobody uses: what it writes would be left behind."""
+
+    final = True
+    template = (
+        "A hypervisor has volume {volume_id} open on {host}, although no attachment says so: what it writes would be "
+        "lost by the switch. End that, or let the volume be attached, then retry."
+    )
+
+
 class Unreachable(MigratorError):
     """The copier of this machine has no path to the other end."""
 

@@ -239,7 +239,8 @@ class VolumeDriver(abc.ABC):
     def is_open(self, pool: str, name: str) -> bool | None:
         """Tell whether a hypervisor has the object open now, wherever it runs; None: that cannot be told.
 
-        True must be certain.  A volume in use is judged by it when the compute service's word cannot be trusted.
+        True must be certain.  A volume in use is judged by it when the compute service's word cannot be trusted, and
+        one that no row says is in use is not moved while it is open.
         """
         check_name(name)
         return None

@@ -142,6 +142,7 @@ class Steps:
     def copy_data(self, migration: Migration) -> Outcome:
         """Copy what is not recorded as copied yet; every record follows a flush of the destination."""
         self._fence(migration)
+        self._refuse_used(migration)
         if migration.attempts > 1:  # cut off whoever may still hold the export of an earlier attempt
             self._peer.revoke_destination(service_context(), _destination(migration), migration.id)
         source, destination = self._connect(migration)
@@ -206,6 +207,7 @@ class Steps:
         self._connections.pop(migration.destination_volume_id, None)
         self._driver.revoke(*self._source(migration))
         self._peer.revoke_destination(service_context(), _destination(migration), migration.id)
+        self._refuse_used(migration)
         return Outcome(Event.DONE, values={"worker": None})
 
     # --- assisted ---
@@ -217,6 +219,7 @@ class Steps:
         answer = self._can_assist(migration)
         if not answer[0]:
             return Outcome(Event.NOT_MOVED, answer[1])
+        self._refuse_used(migration)
         watch = self._watch(migration)
         try:
             self._driver.move(*self._move(migration), MoveRecord(watch))
@@ -225,6 +228,7 @@ class Steps:
         except errors.DriverError as error:
             self._driver.unmove(*self._move(migration))
             return Outcome(Event.NOT_MOVED, f"the backend could not: {error}")
+        self._refuse_used(migration)
         values = {"bytes_done": migration.bytes_total, "rate": None}
         return Outcome(Event.DONE, answer[1], bytes=0, values=values)
 
@@ -278,6 +282,14 @@ class Steps:
             self._db.run(lambda session, row_id=row.id: attachments.ended(session, row_id))  # type: ignore[misc]
 
     # --- helpers ---
+
+    def _refuse_used(self, migration: Migration) -> None:
+        """Raise SourceInUse where a hypervisor has open what is moved as a volume that nobody uses.
+
+        Attachments that were reset, or a host that was never cut off: the rows know nothing of it, the backend does.
+        """
+        if self._driver.is_open(*self._source(migration)):
+            raise errors.SourceInUse(volume_id=migration.volume_id, host=migration.source_host)
 
     def _opened(self, migration: Migration) -> tuple[bool | None, bool | None]:
         """Tell whether a hypervisor has the old and the new place open; None where that cannot be told."""

@@ -265,3 +265,31 @@ def test_a_byte_that_differs_is_found_before_the_switch(world: World, offset: in
     row = world.row()
     assert (row.error_step, row.error_code) == ("verify_copy", "VerifyMismatch")
     assert f"offset {offset}." in (row.error_message or "")
+
+
+# --- whoever writes to the source without a row that says so ------------------------------------------------------
+
+
+@pytest.mark.parametrize("plan", [plan.name for plan in PLANS])
+@pytest.mark.parametrize("late", [False, True], ids=["all the time", "from the middle on"])
+def test_a_source_that_a_hypervisor_has_open_is_not_left(world: World, plan: str, late: bool) -> None:
+    """A guest goes on writing although its attachment was reset by hand: the switch would lose what it writes."""
+    world.ask(plan)
+    driver = world.plant.drivers[0]
+    assert isinstance(driver, MemoryDriver)
+    name = f"volume-{world.row().source_object_id}"
+
+    def open_it() -> None:
+        driver.opened = {name}
+
+    open_it() if not late else world.on(label(_MIDDLE[plan], Direction.FORWARD, "before"), open_it)
+    try:
+        world.go()
+    finally:
+        driver.opened = None
+    world.ended(End.ERROR)
+    row = world.row()
+    assert row.error_code == "SourceInUse", (row.error_code, row.error_message)
+
+
+_MIDDLE = {"host_copy": "verify_copy", "assisted": "assisted_move"}
