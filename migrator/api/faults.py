@@ -8,6 +8,7 @@ from oslo_db import exception as db_exc
 
 from migrator import errors
 from migrator.api.wsgi import Answer
+from migrator.db.api import CommitUnanswered
 
 LOG = logging.getLogger(__name__)
 
@@ -41,6 +42,10 @@ def of(error: Exception) -> Answer:
             return fault(500, "The server could not do what was asked; its log says why.")
         headers = {"Retry_After": str(error.kwargs["retry_after"])} if "retry_after" in error.kwargs else {}
         return fault(error.status, error.message, **headers)
+    if isinstance(error, CommitUnanswered):
+        LOG.error("Whether a request was carried out is not known: %s", error, exc_info=error)
+        message = "The database has not answered, so it is not known whether this was done; look before it is repeated."
+        return fault(503, message, Retry_After=str(RETRY_AFTER))
     if isinstance(error, db_exc.DBError):
         LOG.error("A request failed, the database does not answer: %s", error, exc_info=error)
         return fault(503, "The database does not answer.", Retry_After=str(RETRY_AFTER))

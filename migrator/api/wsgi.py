@@ -94,7 +94,8 @@ class Request:
         return self.backing.db.read(work)
 
     def run(self, work: Callable[[Session], T]) -> T:
-        return self.backing.db.run(work)
+        """Run ``work`` in a writing transaction; raises CommitUnanswered where nobody knows whether it was done."""
+        return self.backing.db.run(work, if_unanswered=False)
 
     def allows(self, rule: str, project_id: str | None, user_id: str | None = None) -> bool:
         """Tell whether a rule lets the caller act on a thing of that project; asked once per request."""

@@ -71,6 +71,10 @@ def _compile_clock(element: now_seconds, compiler: Any, **kw: Any) -> str:
     return _CLOCKS[compiler.dialect.name]
 
 
+class CommitUnanswered(db_exc.DBError):
+    """The connection was lost while a transaction was committed: nobody knows whether it was."""
+
+
 class Database:
     """An engine with its two kinds of transaction."""
 
@@ -88,11 +92,18 @@ class Database:
 
     @contextlib.contextmanager
     def writer(self) -> Iterator[Session]:
-        """A transaction that commits at the end of the block, or rolls back if it raises."""
+        """A transaction that commits at the end of the block, or rolls back if it raises; raises CommitUnanswered."""
         with self._one_writer, self.engine.connect() as connection:
             connection = connection.execution_options(migrator_write=True)
-            with Session(connection, expire_on_commit=False) as session, session.begin():
-                yield session
+            committing = False
+            try:
+                with Session(connection, expire_on_commit=False) as session, session.begin():
+                    yield session
+                    committing = True
+            except db_exc.DBConnectionError as error:
+                if committing:
+                    raise CommitUnanswered(error) from error
+                raise
 
     def read(self, work: Callable[[Session], T]) -> T:
         """Run ``work`` in a reading transaction, again if the connection was lost."""
@@ -103,14 +114,19 @@ class Database:
 
         return _retrying(once)
 
-    def run(self, work: Callable[[Session], T]) -> T:
-        """Run ``work`` in a writing transaction, again if it lost against another one."""
+    def run(self, work: Callable[[Session], T], *, if_unanswered: bool = True) -> T:
+        """Run ``work`` in a writing transaction, again if it lost against another one or its connection.
+
+        ``if_unanswered``: also where it may have been committed already.  Whoever writes by compare-and-swap learns
+        from the second time that the first one counted; whoever answers somebody else's request would refuse what was
+        done, and gets CommitUnanswered instead.
+        """
 
         def once() -> T:
             with self.writer() as session:
                 return work(session)
 
-        return _retrying(once)
+        return _retrying(once, if_unanswered)
 
     def now(self) -> float:
         """The database's clock, epoch seconds."""
@@ -139,11 +155,12 @@ def changed(result: sa.Result[Any]) -> int:
     return int(result.rowcount)  # type: ignore[attr-defined]
 
 
-def _retrying(once: Callable[[], T]) -> T:
+def _retrying(once: Callable[[], T], if_unanswered: bool = True) -> T:
     give_up = time.monotonic() + RECONNECT_SECONDS
+    lost = (db_exc.DBConnectionError, CommitUnanswered) if if_unanswered else (db_exc.DBConnectionError,)
 
     def may_be_back(error: Exception) -> bool:
-        return isinstance(error, db_exc.DBConnectionError) and time.monotonic() < give_up
+        return isinstance(error, lost) and time.monotonic() < give_up
 
     wrapped = oslo_api.wrap_db_retry(
         max_retries=8,

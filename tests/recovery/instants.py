@@ -175,14 +175,14 @@ class WatchedDatabase(Database):
         self._at = at
         self._name = name
 
-    def run(self, work: Callable[[Session], T]) -> T:
+    def run(self, work: Callable[[Session], T], *, if_unanswered: bool = True) -> T:
         def whole(session: Session) -> T:
             result = work(session)
             self._at(f"{self._name} inside")
             return result
 
         self._at(f"{self._name} before")
-        result = super().run(whole)
+        result = super().run(whole, if_unanswered=if_unanswered)
         self._at(f"{self._name} after")
         return result
 
