@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import sys
 from collections.abc import Iterator, Sequence
@@ -82,6 +83,9 @@ def launch(conf: config.Conf, services: Sequence[object], workers: int = 1) -> N
 
     from migrator.service import GRACE_SECONDS
 
+    # The collector writes into what it looks at; left alone, that stays shared with the child processes.
+    gc.collect()
+    gc.freeze()
     launcher = oslo_service.ProcessLauncher(conf)
     conf.set_override("graceful_shutdown_timeout", GRACE_SECONDS)
     for service in services:
