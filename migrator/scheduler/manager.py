@@ -51,6 +51,9 @@ CHOICES = 20
 #: Filters that ask whether something more fits: what lies in the pool already is in its numbers.
 FOR_NEWCOMERS = ("capacity", "different_place")
 NOTHING_USED = Usage(provisioned_gib=0.0, reserved_gib=0.0, volumes=0)
+#: Migrations that are worked on at once; the rest waits.  Their choices are made one after the other anyhow, and each
+#: more takes a connection to the database, which costs more to open than all else that is done for a migration.
+AT_ONCE = 4
 
 
 class ReservationLost(Exception):
@@ -75,6 +78,7 @@ class SchedulerManager:
         # Choices of one process are made in turn: made at once they would only undo each other.
         self._one_choice = threading.Lock()
         self._owner = runner.new_owner()
+        self._few = threading.BoundedSemaphore(AT_ONCE)
 
     # --- messages ---
 
@@ -124,14 +128,10 @@ class SchedulerManager:
     @expose
     def migrate(self, context: RequestContext, migration_id: str) -> None:
         """Pick the destination of a migration and hand it to the source's service."""
-        row = self._db.run(lambda session: self._claim(session, migration_id))
+        with self._few:
+            row = self._picked(migration_id)
         if row is None:
             return
-        if row.direction == Direction.FORWARD.value:
-            row = self._pick_or_fail(row)
-        while row.end is None and row.owner == self._owner:  # nothing fits: turn back, which here is all
-            undone, at = Outcome(Event.UNDONE), row
-            row = self._db.run(lambda session: self._advance(session, at, undone))  # noqa: B023
         LOG.info(
             "Migration %s of volume %s: %s",
             row.id,
@@ -156,6 +156,18 @@ class SchedulerManager:
         )
         for volume_id in self._db.read(lambda session: list(session.scalars(homeless))):
             self.create_volume(service_context(), volume_id=volume_id)
+
+    def _picked(self, migration_id: str) -> Migration | None:
+        """The migration with its destination, or turned back; None when it is not ours to pick for."""
+        row = self._db.run(lambda session: self._claim(session, migration_id))
+        if row is None:
+            return None
+        if row.direction == Direction.FORWARD.value:
+            row = self._pick_or_fail(row)
+        while row.end is None and row.owner == self._owner:  # nothing fits: turn back, which here is all
+            undone, at = Outcome(Event.UNDONE), row
+            row = self._db.run(lambda session: self._advance(session, at, undone))  # noqa: B023
+        return row
 
     def _claim(self, session: Session, migration_id: str) -> Migration | None:
         """Take a migration that waits for its destination; one that is further on belongs to its source's service."""
