@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import random
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -25,7 +25,6 @@ from migrator.volume.states import Direction, End, Event, Order, Position
 
 # What every step of every migration does is built once (see db/api.execute).
 _ROW: sa.Table = Migration.__table__  # type: ignore[assignment]
-_COLUMNS_OF_ROW = [attribute.key for attribute in sa.inspect(Migration).column_attrs]
 _THE_ROW = (_ROW.c.id == sa.bindparam("the_id"), _ROW.c.generation == sa.bindparam("the_generation"))
 
 #: Longest wait between two attempts, seconds.
@@ -59,12 +58,24 @@ def position(migration: Migration) -> Position:
 
 
 def get(session: Session, migration_id: str) -> Migration:
-    """Return the migration; raises NotFound."""
-    query = sa.select(Migration).where(Migration.id == migration_id).execution_options(populate_existing=True)
-    migration = session.scalar(query)
-    if migration is None:
+    """Return the migration, an object of no session; raises NotFound."""
+    found = execute(session, _GET, the_id=migration_id).one_or_none()
+    if found is None:
         raise errors.NotFound(kind="Migration", id=migration_id)
-    return migration
+    return _object(found._mapping)
+
+
+_GET = sa.select(_ROW).where(_ROW.c.id == sa.bindparam("the_id"))
+
+
+def _object(values: Mapping[Any, Any]) -> Migration:
+    """A row as an object, from all of its columns.
+
+    Set past the mapper, which asks at each of the many columns what has changed: nothing is written through it.
+    """
+    row = Migration()
+    row.__dict__.update(values)
+    return row
 
 
 # --- create ---
@@ -218,20 +229,29 @@ def waiting(session: Session, *expected: sa.ColumnElement[bool]) -> list[Waiting
 
 def hold(session: Session, migration: Migration, **values: Any) -> None:
     """Write columns of a row that is ours; raises LostOwnership if it no longer is."""
-    by_clock = tuple(name for name, value in values.items() if isinstance(value, now_seconds))
-    plain = {name: value for name, value in values.items() if name not in by_clock} | {"updated_at": utcnow()}
-    given = {f"new_{name}": value for name, value in plain.items()}
-    statement = _guarded_update(tuple(plain), by_clock)
-    result = execute(session, statement, the_id=migration.id, the_generation=migration.generation, **given)
-    if changed(result) != 1:
+    if not _write(session, migration, {**values, "updated_at": utcnow()}):
         raise errors.LostOwnership(migration_id=migration.id, generation=migration.generation)
 
 
+def _write(
+    session: Session, migration: Migration, values: dict[str, Any], expected: tuple[sa.ColumnElement[bool], ...] = ()
+) -> bool:
+    """Write columns if the row still is of the generation that was read and as ``expected``; tell whether it was."""
+    by_clock = tuple(name for name, value in values.items() if isinstance(value, now_seconds))
+    given = {f"new_{name}": value for name, value in values.items() if name not in by_clock}
+    statement = _guarded_update(tuple(name for name in values if name not in by_clock), by_clock, expected)
+    result = execute(session, statement, the_id=migration.id, the_generation=migration.generation, **given)
+    return changed(result) == 1
+
+
 @functools.lru_cache(maxsize=200)
-def _guarded_update(plain: tuple[str, ...], by_clock: tuple[str, ...]) -> sa.Update:
+def _guarded_update(
+    plain: tuple[str, ...], by_clock: tuple[str, ...], expected: tuple[sa.ColumnElement[bool], ...]
+) -> sa.Update:
     """An UPDATE of these columns of the row as it was read; those ``by_clock`` get the database's time."""
     values: dict[str, Any] = {name: sa.bindparam(f"new_{name}", type_=_ROW.c[name].type) for name in plain}
-    return sa.update(_ROW).where(*_THE_ROW).values(values | dict.fromkeys(by_clock, now_seconds()))
+    values |= dict.fromkeys(by_clock, now_seconds())
+    return sa.update(_ROW).where(*_THE_ROW, *expected).values(values)
 
 
 def release(session: Session, migration: Migration, why: str) -> None:
@@ -301,6 +321,9 @@ def advance(
     The next step is claimed in the same UPDATE (lease kept, attempt 1); a step to be tried again, or one that another
     service runs, gives the row free.  Raises LostOwnership if the row is no longer ours; then nothing is written.
     """
+    row = _done_undisturbed(session, migration, outcome)
+    if row is not None:
+        return row
     row, now = _locked(session, migration)
     at = position(row)
     if row.paused and outcome.event is Event.DONE and states.commits(at):
@@ -310,16 +333,53 @@ def advance(
         twins.apply(session, row)
     to = states.advance(at, outcome.event, _verdict(outcome, row.cancel_requested, row.attempts < attempts_allowed))
     again = to == at
-    picked = at.step == states.FIRST_STEP and to.direction is Direction.FORWARD  # the source's service goes on
     paused = row.paused and states.may(Order.PAUSE, to)
     swapped = outcome.event is Event.SWAPPED
-    keep = not again and to.end is None and not picked and not paused and not swapped
+    keep = not again and _goes_on(at, to) and not paused and not swapped
     values = {"generation": row.generation + 1, "paused": paused, **_columns(row, outcome, at, to, keep, now)}
     if again or swapped:
         values |= _later(migration, row, outcome, now, retry_seconds)
     hold(session, row, **values)
-    for column, value in values.items():
-        setattr(row, column, value)
+    row.__dict__.update(values)
+    _follow(session, row, outcome, at, to, keep)
+    return row
+
+
+def _goes_on(at: Position, to: Position) -> bool:
+    """Tell whether whoever did the step does the next one too: behind the scheduler's, the source's service does."""
+    return to.end is None and not (at.step == states.FIRST_STEP and to.direction is Direction.FORWARD)
+
+
+def _done_undisturbed(session: Session, migration: Migration, outcome: Outcome) -> Migration | None:
+    """Advance a row whose step is done, if nothing was ordered meanwhile: the usual case, in one UPDATE.
+
+    None when something was, or may have been; then nothing was written.  Of what may change within a generation the
+    UPDATE compares the orders itself, whoever records a worker keeps it in the object too, and of a step that waits
+    more may have changed.  The UPDATE locks the row, so all that belongs to the step follows in this transaction as it
+    does behind ``_locked``.  Times of the database's clock are written, but not in the object that is returned.
+    """
+    at = position(migration)
+    ordered = migration.cancel_requested or migration.paused
+    if outcome.event is not Event.DONE or ordered or states.PLANS[at.plan].step(at.step).waits:
+        return None
+    to = states.advance(at, outcome.event)
+    keep = _goes_on(at, to)
+    values = {"generation": migration.generation + 1, **_columns(migration, outcome, at, to, keep, now_seconds())}
+    values["updated_at"] = utcnow()
+    if not _write(session, migration, values, _UNDISTURBED):
+        return None
+    twins.apply(session, migration)
+    told = {name: value for name, value in values.items() if not isinstance(value, now_seconds)}
+    row = _object({**_values(migration), **told})
+    _follow(session, row, outcome, at, to, keep)
+    return row
+
+
+_UNDISTURBED = (_ROW.c.cancel_requested.is_(False), _ROW.c.paused.is_(False))
+
+
+def _follow(session: Session, row: Migration, outcome: Outcome, at: Position, to: Position, keep: bool) -> None:
+    """Write what must change in the same instant as a row that went from ``at`` to ``to``."""
     history.close(
         session,
         row.id,
@@ -336,7 +396,6 @@ def advance(
         execute(session, _FORGET_RANGES, of_migration=row.id)
     if keep:
         history.open_attempt(session, row.id, to.step, to.direction.value, 1)
-    return row
 
 
 _FORGET_RANGES = sa.delete(CopiedRange).where(CopiedRange.migration_id == sa.bindparam("of_migration"))
@@ -360,9 +419,14 @@ def _locked(session: Session, migration: Migration) -> tuple[Migration, float]:
     found = execute(session, _LOCK, the_id=migration.id, the_generation=migration.generation).one_or_none()
     if found is None:
         raise errors.LostOwnership(migration_id=migration.id, generation=migration.generation)
-    values = {name: getattr(migration, name) for name in _COLUMNS_OF_ROW} | dict(found._mapping)
+    values = {**_values(migration), **found._mapping}
     now = float(values.pop("now"))
-    return Migration(**values), now
+    return _object(values), now
+
+
+def _values(migration: Migration) -> dict[str, Any]:
+    """Every column of a row that was read."""
+    return {name: value for name, value in migration.__dict__.items() if not name.startswith("_")}
 
 
 def _later(read: Migration, row: Migration, outcome: Outcome, now: float, retry_seconds: float) -> dict[str, Any]:
@@ -385,9 +449,9 @@ def _verdict(outcome: Outcome, cancelled: bool, attempts_left: bool) -> states.V
 
 
 def _columns(
-    migration: Migration, outcome: Outcome, at: Position, to: Position, keep: bool, now: float
+    migration: Migration, outcome: Outcome, at: Position, to: Position, keep: bool, now: float | now_seconds
 ) -> dict[str, Any]:
-    """The row's columns after the transition from ``at`` to ``to``."""
+    """The row's columns after the transition from ``at`` to ``to``; ``now`` may be the database's clock itself."""
     values: dict[str, Any] = {
         "plan": to.plan,
         "step": to.step,

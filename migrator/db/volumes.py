@@ -35,6 +35,17 @@ _ANY = sa.select(Volume).where(Volume.id == sa.bindparam("the_id")).execution_op
 _LIVING = _ANY.where(Volume.deleted_at.is_(None))
 
 
+def lies_at(session: Session, volume_id: str) -> tuple[str | None, str]:
+    """Host and id of the object that a volume is, also of one that is deleted; raises NotFound."""
+    found = execute(session, _LIES_AT, the_id=volume_id).one_or_none()
+    if found is None:
+        raise errors.NotFound(kind="Volume", id=volume_id)
+    return found.host, found.name_id or found.id
+
+
+_LIES_AT = sa.select(_VOLUMES.c.host, _VOLUMES.c.name_id, _VOLUMES.c.id).where(_VOLUMES.c.id == sa.bindparam("the_id"))
+
+
 def find(session: Session, volume_id: str) -> Volume | None:
     """Return the living volume or twin, or None."""
     return session.scalar(sa.select(Volume).where(Volume.id == volume_id, Volume.deleted_at.is_(None)))

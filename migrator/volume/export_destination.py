@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -44,10 +43,12 @@ _TWIN = (
         Migration.direction,
         Migration.end,
         Migration.cancel_requested,
+        Migration.worker,
     )
     .join(Volume, Volume.id == Migration.destination_volume_id)
     .where(Migration.id == sa.bindparam("migration"), Volume.deleted_at.is_(None))
 )
+_WORKER = sa.select(Migration.worker).where(Migration.id == sa.bindparam("migration"))
 
 
 class Destinations:
@@ -144,16 +145,14 @@ class Destinations:
     def revoke_destination(self, context: RequestContext, migration_id: str) -> bool:
         """End every export of the twin's object; tell whether that also stops a process that has one open."""
         self._exports.revoke(migration_id)
-        with contextlib.suppress(errors.NotFound):  # no twin, nothing of the driver's to end
+        try:
             twin = self._twin(migration_id)
+        except errors.NotFound:  # no twin, nothing of the driver's to end
+            worker = self._db.read(lambda session: execute(session, _WORKER, migration=migration_id).scalar())
+        else:
             self._driver.revoke(_pool(twin), self._name(twin))
-        return Capability.FENCED_EXPORT in self._driver.capabilities or self._is_shut_out(migration_id)
-
-    def _is_shut_out(self, migration_id: str) -> bool:
-        """Tell whether the copier on record had no way here but the export that is ended, or is killed here."""
-        migration = self._db.read(lambda session: session.get(Migration, migration_id))
-        worker = None if migration is None else migration.worker
-        return worker is not None and (worker.get("writes_by") == "nbd" or kill_worker(worker))
+            worker = twin.worker
+        return Capability.FENCED_EXPORT in self._driver.capabilities or _is_shut_out(worker)
 
     def _twin(self, migration_id: str) -> Any:
         """The twin as it is now, and where its migration stands (columns of ``_TWIN``); raises NotFound."""
@@ -190,6 +189,14 @@ class Destinations:
     def close(self) -> None:
         """End what other hosts' copiers have open here."""
         self._exports.close()
+
+
+def _is_shut_out(worker: dict[str, Any] | None) -> bool:
+    """Tell whether the copier on record had no way here but the export that is ended, or is killed here.
+
+    It may be read before the driver's export is ended: nobody but who asks for this end could record another.
+    """
+    return worker is not None and (worker.get("writes_by") == "nbd" or kill_worker(worker))
 
 
 def _pool(volume: Volume) -> str:

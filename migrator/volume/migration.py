@@ -13,6 +13,8 @@ import uuid
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy.orm import Session
+
 from migrator import errors, machine
 from migrator.backend_name import BackendName
 from migrator.compute.base import Compute, Hypervisor
@@ -21,7 +23,7 @@ from migrator.context import service_context
 from migrator.db import attachments, fences, migrations, volumes
 from migrator.db.api import Database
 from migrator.db.migrations import Outcome
-from migrator.db.models import Migration
+from migrator.db.models import Attachment, Migration
 from migrator.drivers.base import Capability, Connection, VolumeDriver
 from migrator.rpc import VolumeClient
 from migrator.volume import copiers, exports
@@ -146,7 +148,7 @@ class Steps:
         if migration.attempts > 1:  # cut off whoever may still hold the export of an earlier attempt
             self._peer.revoke_destination(service_context(), _destination(migration), migration.id)
         source, destination = self._connect(migration)
-        done = self._db.read(lambda session: migrations.copied(session, migration.id))
+        done = self._copied(migration)
         watch = self._watch(migration)
         record = _CopyRecord(watch, source.size, done, self._driver.allocated(*self._source(migration)))
         options = {
@@ -163,6 +165,12 @@ class Steps:
             return self._stopped(migration, stopped)
         values = record.end(result) | {"rate": None, "worker": None, "stalled_since": None}
         return Outcome(Event.DONE, bytes=result["bytes_written"], values=values)
+
+    def _copied(self, migration: Migration) -> list[list[int]]:
+        """What is recorded as copied: nothing of a copy that begins, since each record of ranges counts them too."""
+        if not migration.bytes_done:
+            return []
+        return self._db.read(lambda session: migrations.copied(session, migration.id))
 
     def stop_copy(self, migration: Migration) -> Outcome:
         """Make sure that no copier writes any more, then end the export."""
@@ -264,19 +272,23 @@ class Steps:
 
     def delete_source(self, migration: Migration) -> Outcome:
         """Delete the old object; the volume lives at its new place and is usable meanwhile."""
-        volume = self._db.read(lambda session: volumes.get(session, migration.volume_id, deleted=True))
-        if (volume.host, volume.object_id) == (migration.source_host, migration.source_object_id):
-            raise errors.VolumeChanged(volume_id=volume.id)  # never the place that the volume lives at
+
+        def look(session: Session) -> tuple[tuple[str | None, str], list[Attachment]]:
+            return volumes.lies_at(session, migration.volume_id), attachments.unended(session, migration.volume_id)
+
+        place, left = self._db.read(look)
+        if place == (migration.source_host, migration.source_object_id):
+            raise errors.VolumeChanged(volume_id=migration.volume_id)  # never the place that the volume lives at
         if migration.keep_source_seconds and migration.plan == HOST_COPY.name:
             values = {"keep_source_until": self._db.now() + migration.keep_source_seconds}
             return Outcome(Event.DONE, f"kept for {migration.keep_source_seconds} s", values=values)
-        self._end_connections(migration)
+        self._end_connections(migration, left)
         self._driver.delete(*self._source(migration))
         return DONE
 
-    def _end_connections(self, migration: Migration) -> None:
+    def _end_connections(self, migration: Migration, left: list[Attachment]) -> None:
         """Cut off from the old place the hosts whose detach was lost in a swap."""
-        for row in self._db.read(lambda session: attachments.unended(session, migration.volume_id)):
+        for row in left:
             if row.connector:
                 self._driver.terminate_connection(*self._source(migration), row.connector)
             self._db.run(lambda session, row_id=row.id: attachments.ended(session, row_id))  # type: ignore[misc]
@@ -350,11 +362,13 @@ class Steps:
                 if destination.kind == "nbd":  # tells the destination's service that it can shut it out
                     worker = worker | {"writes_by": "nbd"}
                 self._db.run(lambda session: migrations.hold(session, migration, worker=worker))
+                migration.worker = worker
             try:
                 yield copier
             except (errors.MigratorError, copiers.CopyStopped) as error:
                 if not isinstance(error, (errors.LostOwnership, errors.CopierHangs)):
                     self._db.run(lambda session: migrations.hold(session, migration, worker=None))
+                    migration.worker = None
                 raise
 
     def _fence(self, migration: Migration) -> None:
