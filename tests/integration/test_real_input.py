@@ -51,8 +51,13 @@ def tree(directory: Path, size: int) -> Path:
 
 @pytest.mark.parametrize(
     ("gib", "image_bytes", "data"),
-    [(1, 37 * MIB + 12345 * 1024, 20 * MIB), (1, GIB, 300 * MIB), (5, 5 * GIB, 100 * MIB)],
-    ids=["a part of the volume, not aligned", "1 GiB", "5 GiB sparse"],
+    [
+        (1, MIB + 123 * 1024, 300 * 1024),
+        (1, 37 * MIB + 12345 * 1024, 20 * MIB),
+        (1, GIB, 300 * MIB),
+        (5, 5 * GIB, 100 * MIB),
+    ],
+    ids=["1 MiB and a bit", "a part of the volume, not aligned", "1 GiB", "5 GiB sparse"],
 )
 @pytest.mark.parametrize("forced", [True, False], ids=["host copy", "assisted"])
 def test_a_file_system_goes_round_and_stays_the_same(
