@@ -47,28 +47,33 @@ def test_an_outage_at_the_start_in_the_copy_and_at_the_end(
     shared: Bed, chance: random.Random, server: str, mode: str
 ) -> None:
     """field.md part 5: a call that was not answered ended the migration, or nothing ever did."""
-    volumes = [shared.volume(chance, mib) for mib in (4, 60, 60, 60, 4)]
     proxy = SERVERS[server][1](shared)
+    survives(shared, chance, f"{server} {mode}", lambda: MODES[mode](proxy), proxy.up)
+
+
+def survives(bed: Bed, chance: random.Random, what: str, away: Callable[[], None], back: Callable[[], None]) -> None:
+    """Meet migrations at the start, in the copy and at the end by an outage, and see that all goes on by itself."""
+    volumes = [bed.volume(chance, mib) for mib in (4, 60, 60, 60, 4)]
     for volume_id in volumes[:-1]:
-        assert ask(shared, volume_id) == 202
-    until(lambda: {"copy_data", "verify_copy"} <= steps(shared), "some copy and some end", 60, pause=0.001)
-    assert ask(shared, volumes[-1]) == 202
-    met = sorted(row["step"] for row in shared.audit.under_way())
-    MODES[mode](proxy)
-    answers = during(shared)
-    proxy.up()
+        assert ask(bed, volume_id) == 202
+    until(lambda: {"copy_data", "verify_copy"} <= steps(bed), "some copy and some end", 60, pause=0.001)
+    assert ask(bed, volumes[-1]) == 202
+    met = sorted(row["step"] for row in bed.audit.under_way())
+    away()
+    answers = during(bed)
+    back()
     began = time.monotonic()
-    shared.settle(RECOVERY)
-    ends = [shared.audit.newest(volume_id)["end"] for volume_id in volumes]
-    print(f"{server} {mode}: met {met}, they ended {ends} {time.monotonic() - began:.1f} s later; answers {answers}")
+    bed.settle(RECOVERY)
+    ends = [bed.audit.newest(volume_id)["end"] for volume_id in volumes]
+    print(f"{what}: met {met}, they ended {ends} {time.monotonic() - began:.1f} s later; answers {answers}")
     assert set(ends) <= {"success", "error"}
     assert len(met) > 1
     for _ in (A, B):  # there and back: both services work again
-        shared.rest.moved(volumes[0], shared.other(volumes[0]), force_host_copy=True)
-    for volume_id in list(shared.wanted):
-        shared.rest.delete(volume_id)
-        del shared.wanted[volume_id]
-    shared.settle()
+        bed.rest.moved(volumes[0], bed.other(volumes[0]), force_host_copy=True)
+    for volume_id in list(bed.wanted):
+        bed.rest.delete(volume_id)
+        del bed.wanted[volume_id]
+    bed.settle()
 
 
 #: What needs an answer of another service: method, path, body.

@@ -48,7 +48,7 @@ class Bed:
             directory, self.database.url + SHORT_DATABASE[kind], OPTIONS + options, self.broker.url + SHORT_BROKER
         )
         self._ends.callback(self.deployment.end)
-        engine = sa.create_engine(database_url, isolation_level="AUTOCOMMIT")
+        engine = sa.create_engine(database_url, isolation_level="AUTOCOMMIT", pool_pre_ping=True)
         self._ends.callback(engine.dispose)
         self.pools = {A: self.deployment.pool("file1", "pool1"), B: self.deployment.pool("file2", "pool2")}
         self.audit = Auditor(engine, self.pools)

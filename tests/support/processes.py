@@ -26,7 +26,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _die_with_the_tests() -> None:
+def die_with_the_tests() -> None:
     """Have the kernel kill this process when the tests are: a left-over service would answer for the next ones."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
@@ -51,7 +51,7 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 env=self._env,
                 start_new_session=True,
-                preexec_fn=_die_with_the_tests,
+                preexec_fn=die_with_the_tests,
             )
 
     @property
