@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test soak bench bench-copy lint unit sample docs clean
+.PHONY: demo test soak faults bench bench-copy lint unit sample docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m tests.demo
@@ -16,6 +16,11 @@ test: $(VENV)/installed-test
 # make soak SOAK_ARGS="--minutes 60 --seed 1 --deployment separate"
 soak: $(VENV)/installed-test
 	$(BIN)/python -m tests.soak $(SOAK_ARGS)
+
+# Ten kills at every step in every role, however long that takes, outages of half a minute, everything told.
+faults: $(VENV)/installed-test
+	tests/prepare
+	MIGRATOR_FAULT_SECONDS=3600 MIGRATOR_FAULT_OUTAGE_SECONDS=30 $(BIN)/python -m pytest -q -s tests/faults
 
 bench: $(VENV)/installed-test
 	tests/prepare

@@ -1,9 +1,10 @@
 """SIGKILL of each service while migrations stand at every step of both plans, and its restart.
 
 In each round every volume moves, some to be met at each step: the database holds them there (holding.py), so that which
-steps a kill meets is no matter of luck.  Each service is the source of some of them and the destination of others.
-MIGRATOR_FAULT_INSTANTS asks for more of each step than the default, and MIGRATOR_FAULT_SECONDS gives each turn longer
-for it; MIGRATOR_FAULT_SEED repeats the dice.
+steps a kill meets is no matter of luck.  Half of those that are to be met in the copy are slow ones, and met in the
+middle of it; the others at its end, when all is written and nothing says so.  Each service is the source of some of
+them and the destination of others.  MIGRATOR_FAULT_INSTANTS asks for more of each step than the default, and
+MIGRATOR_FAULT_SECONDS gives each turn longer for it; MIGRATOR_FAULT_SEED repeats the dice.
 """
 
 from __future__ import annotations
@@ -44,6 +45,11 @@ TURNS = {"volume": ("hosta", "hostb"), "scheduler": ("scheduler",), "api": ("api
 #: Arrives within this, seconds, or is met where it is: less than a statement may take here.
 ARRIVAL = 3.2
 MOST_ROUNDS = 5 * INSTANTS
+#: Bytes per second of a slow copy: it takes longer than all others need to arrive.
+SLOW = 256 << 10
+#: How the table calls what was met in the middle of a copy.
+MIDDLE = "in the middle of it"
+_MIDDLE = (states.HOST_COPY.name, MIDDLE)
 #: Role of the killed service, plan, step.
 Instant = tuple[str, str, str]
 
@@ -70,17 +76,19 @@ def test_a_service_is_killed_at_every_step_and_nothing_is_lost(crowd: Bed, chanc
     for name in itertools.islice(itertools.cycle(TURNS[turn]), MOST_ROUNDS):
         one_round(crowd, chance, name, met, ends)
         kills += 1
-        if all(met[instant] >= (1 if time.monotonic() > deadline else INSTANTS) for instant in wanted):
+        enough = 1 if time.monotonic() > deadline else INSTANTS
+        if all(met[instant] >= enough for instant in wanted) and all(met[each, *_MIDDLE] for each in roles):
             break
     print(f"{turn}: {kills} kills met {met.total()} migrations; they ended {dict(ends)}\n{table(met, roles)}")
     assert ends["success"] > 0, "none ever got through"
     assert not [instant for instant in wanted if not met[instant]], "steps that were never met"
+    assert all(met[each, *_MIDDLE] for each in roles), "no copy was met half way"
 
 
 def table(met: Counter[Instant], roles: tuple[str, ...]) -> str:
     """Step by step, how many migrations were met in each role."""
     lines = [f"  {'':<12}{'':<22}" + "".join(f"{role:>14}" for role in roles)]
-    for plan, step in STEPS:
+    for plan, step in [*STEPS, _MIDDLE]:
         lines.append(f"  {plan:<12}{step:<22}" + "".join(f"{met[role, plan, step]:14}" for role in roles))
     return "\n".join(lines)
 
@@ -88,20 +96,29 @@ def table(met: Counter[Instant], roles: tuple[str, ...]) -> str:
 def one_round(bed: Bed, chance: random.Random, name: str, met: Counter[Instant], ends: Counter[str]) -> None:
     """Move every volume, kill the service when each is where it shall be met, start it again, and look."""
     targets = choose(bed, chance)
+    slow = {each for each, (_, step) in targets.items() if step == states.COPY_DATA.name and chance.random() < 0.5}
     before = {row["id"] for row in bed.audit.rows("SELECT id FROM migrations")}
     with holding(bed.audit.engine, targets):
         # Those to be held at the first step come last: there a migration holds up all that go to the same pool.
         for first in (False, True):
             some = {each: at for each, at in targets.items() if (at[1] == states.FIRST_STEP) is first}
             with ThreadPoolExecutor(3) as users:
-                list(users.map(lambda volume_id, plans=some: ask(bed, volume_id, plans[volume_id][0]), some))
+                list(
+                    users.map(
+                        lambda volume_id, plans=some: ask(bed, volume_id, plans[volume_id][0], volume_id in slow), some
+                    )
+                )
             arrive(bed, some)
         threading.Event().wait(chance.uniform(0, 0.05))  # the instant is to be any, so there is nothing to wait for
         bed.kill(name, chance.choice(WAYS[name]))
         for row in bed.audit.under_way():
             met[role(name, row["source_host"]), row["plan"], row["step"]] += 1
+            if row["step"] == states.COPY_DATA.name and 0 < row["bytes_done"] < row["bytes_total"]:
+                met[role(name, row["source_host"]), row["plan"], MIDDLE] += 1
     bed.start(name)
     bed.ready(name)
+    for row in bed.audit.under_way():
+        bed.rest.request("POST", f"/migrations/{row['id']}/action", {"set_rate": {"bytes_per_second": None}})
     bed.settle()
     new = [row for row in bed.audit.rows("SELECT * FROM migrations") if row["id"] not in before]
     ends.update(row["end"] for row in new)
@@ -141,11 +158,13 @@ def arrive(bed: Bed, targets: dict[str, tuple[str, str]]) -> None:
         print(f"late: {dict(late)}")
 
 
-def ask(bed: Bed, volume_id: str, plan: str) -> None:
+def ask(bed: Bed, volume_id: str, plan: str, slow: bool) -> None:
     """Ask for a migration by the plan; nobody knows what became of a request that was not answered."""
+    wanted = {"volume_id": volume_id, "host": bed.other(volume_id), "force_host_copy": plan == states.HOST_COPY.name}
+    if slow:
+        wanted["bytes_per_second"] = SLOW
     try:
-        forced = plan == states.HOST_COPY.name
-        status, answer = bed.rest.migrate(volume_id, bed.other(volume_id), force_host_copy=forced)
+        status, answer = bed.rest.request("POST", "/migrations", {"migration": wanted})
     except (OSError, http.client.HTTPException):
         return
     assert status in (202, 503), answer
