@@ -201,6 +201,31 @@ def renew(session: Session, owner: str, migration_ids: Sequence[str], lease_seco
     )
 
 
+def beat(session: Session, owner: str, migration_id: str, older_than: float) -> None:
+    """Give a sign of life of a migration whose last one, by whomever of this owner, is older than so many seconds."""
+    execute(session, _BEAT, the_id=migration_id, the_owner=owner, seconds=older_than)
+
+
+def silent(session: Session, owner: str, migration_ids: Sequence[str], seconds: float) -> list[str]:
+    """Those of the owner's migrations that have given no sign of life for so many seconds."""
+    query = sa.select(_ROW.c.id).where(
+        _ROW.c.id.in_(migration_ids), _ROW.c.owner == owner, _ROW.c.heartbeat_at < now_seconds() - seconds
+    )
+    return list(session.scalars(query))
+
+
+_BEAT = (
+    sa.update(_ROW)
+    .where(
+        _ROW.c.id == sa.bindparam("the_id"),
+        _ROW.c.owner == sa.bindparam("the_owner"),
+        _ROW.c.end.is_(None),
+        _ROW.c.heartbeat_at < now_seconds() - sa.bindparam("seconds", type_=sa.Double),
+    )
+    .values(heartbeat_at=now_seconds())
+)
+
+
 class Waiting(NamedTuple):
     """What tells whether a row is free: a backend that is emptied has very many of them (LP1681374)."""
 

@@ -29,6 +29,10 @@ from migrator.volume.states import Direction, Event
 
 LOG = logging.getLogger(__name__)
 
+#: Seconds between two looks whether a row that is worked on has been silent, and for how long it may have been: it is
+#: never older than two seconds, also while a backend takes minutes to create or to delete.
+LOOK_SECONDS, SILENT_SECONDS = 0.5, 1.2
+
 Function = Callable[[Migration], Outcome]
 """Does a step, or takes it back; may be run again after any interruption."""
 
@@ -128,6 +132,7 @@ class Runner:
         self._threads = [
             threading.Thread(target=self._sweep_forever, name="migration-sweep", daemon=True),
             threading.Thread(target=self._renew_forever, name="migration-lease", daemon=True),
+            threading.Thread(target=self._beat_forever, name="migration-sign", daemon=True),
         ]
 
     def start(self) -> None:
@@ -319,3 +324,19 @@ class Runner:
                 )
             except db_exc.DBError as error:
                 LOG.error("Cannot renew %d leases, the database does not answer: %s", len(active), error)
+
+    def _beat_forever(self) -> None:
+        """Give the signs of life of steps that wait for a call; those that copy give their own."""
+        while not self.stopping.wait(LOOK_SECONDS):
+            active = self.active()
+            if not active:
+                continue
+            try:
+                self._beat(active)
+            except db_exc.DBError as error:
+                LOG.debug("No sign of life, the database does not answer: %s", error)
+
+    def _beat(self, active: list[str]) -> None:
+        found = self._db.read(lambda session: migrations.silent(session, self.owner, active, SILENT_SECONDS))
+        for each in found:
+            self._db.run(lambda session, each=each: migrations.beat(session, self.owner, each, SILENT_SECONDS))  # type: ignore[misc]

@@ -61,3 +61,37 @@ def test_a_lease_that_ran_out_is_renewed_unless_another_has_the_row(any_db: Data
     any_db.run(lambda session: migrations.renew(session, "me", [ours.id, theirs.id], 30.0))
     assert rows.migration(any_db, ours.id).lease_until > any_db.now() + 20
     assert rows.migration(any_db, theirs.id).lease_until == 1.0
+
+
+def test_a_step_that_waits_for_a_backend_gives_signs_of_life(any_db: Database) -> None:
+    """It may take minutes to create a destination, and who looks must not believe that nobody is at it."""
+    row = waiting_for(any_db, STEP)
+    began, go_on = threading.Event(), threading.Event()
+
+    def step(migration: Migration) -> Outcome:
+        began.set()
+        assert go_on.wait(60)
+        raise Interrupted("over")
+
+    runner = Runner(any_db, {(STEP, Direction.FORWARD): step}, sa.true, SETTINGS)
+    runner.start()
+    try:
+        runner.submit(row.id)
+        assert began.wait(20)
+        first = rows.migration(any_db, row.id).heartbeat_at or 0.0
+        until(
+            lambda: (rows.migration(any_db, row.id).heartbeat_at or 0.0) > first + 3, "signs, far below the lease", 25
+        )
+    finally:
+        go_on.set()
+        runner.stop()
+
+
+def test_nobody_gives_a_sign_of_life_for_another(any_db: Database) -> None:
+    row = waiting_for(any_db, STEP)
+    change = sa.update(Migration).where(Migration.id == row.id).values(owner="another", heartbeat_at=1.0)
+    any_db.run(lambda session: session.execute(change))
+    any_db.run(lambda session: migrations.beat(session, "me", row.id, 1.0))
+    assert any_db.read(lambda session: migrations.silent(session, "me", [row.id], 1.0)) == []
+    assert any_db.read(lambda session: migrations.silent(session, "another", [row.id], 1.0)) == [row.id]
+    assert rows.migration(any_db, row.id).heartbeat_at == 1.0
