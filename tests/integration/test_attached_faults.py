@@ -116,7 +116,7 @@ def test_a_fault_at_a_call_of_the_compute_service(
 
 
 def test_a_compute_service_that_dies_before_it_copies_is_given_up(cloud: Cloud) -> None:
-    disk = cloud.disk()
+    disk = cloud.disk(guest=QemuGuest)
     cloud.plan(disk).faults["connect"] = Died()
     cloud.migrate(disk)
     ended = cloud.rest.wait_migration(disk.volume)
@@ -127,7 +127,7 @@ def test_a_compute_service_that_dies_before_it_copies_is_given_up(cloud: Cloud) 
 
 def test_a_host_that_may_still_write_keeps_the_destination(cloud: Cloud) -> None:
     """Nothing is removed that a guest may be moved to; what is left is named, and a retry ends it."""
-    disk = cloud.disk()
+    disk = cloud.disk(guest=QemuGuest)
     cloud.plan(disk).faults["copy"] = Died()
     cloud.migrate(disk)
     ended = cloud.rest.wait_migration(disk.volume)
@@ -142,3 +142,4 @@ def test_a_host_that_may_still_write_keeps_the_destination(cloud: Cloud) -> None
     cloud.order(disk, "retry")
     assert cloud.rest.wait_migration(disk.volume)["status"] == "error"
     cloud.stayed(disk)
+    disk.guest.end()
