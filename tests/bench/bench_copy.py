@@ -3,8 +3,9 @@
 For every case, the tools take turns, round after round; after every run the bytes are compared.  Every run ends with
 an fsync of the destination, which is part of its time; a file on a disk is not in the page cache when a run begins.
 The time of a run is that of the whole process, from its start to its end; that of the warm worker, which
-the volume service keeps ready, begins with its order.  Prints tables; asserts nothing but that the
-bytes are equal: machines are noisy, and a figure counts only beside the others of its run.
+the volume service keeps ready, begins with its order.  Prints tables, and at the end ours beside the fastest of the
+others; asserts nothing but that the bytes are equal: machines are noisy, and a figure counts only beside the others
+of its run.  Whatever ends it, an interrupt too, it takes its servers, mounts, devices and files away.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ import functools
 import os
 import select
 import shutil
-import statistics
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +41,15 @@ from tests.bench.copy_beds import (
     Server,
     fill_empty,
     gib,
+    is_random,
     loop,
     machine,
     run,
     same,
     settle,
 )
+from tests.bench.copy_progress import Progress
+from tests.bench.copy_table import READS, Measured, Samples, Table, lines, summary
 from tests.support.data import GIB
 
 ROOT = Path(__file__).parents[2]
@@ -121,6 +125,10 @@ def _local(ends: Ends) -> str:
     return ends.destination
 
 
+def read_only(ends: Ends) -> Argv:
+    return ["dd", f"if={ends.source}", "of=/dev/null", "bs=1M", "iflag=direct", "status=none"]
+
+
 def warm(ends: Ends) -> Argv:
     raise AssertionError("a worker is no command")
 
@@ -137,6 +145,7 @@ TOOLS: dict[str, Callable[[Ends], Argv]] = {
     "qemu-img -m16 -W": qemu("-m", "16", "-W"),
     "qemu-img -t none -T none": qemu("-t", "none", "-T", "none"),
     "nbdcopy": nbdcopy,
+    READS: read_only,
 }
 
 
@@ -145,10 +154,12 @@ NBD_TOOLS = {tool for tool in TOOLS if tool.startswith("ours")} | {"qemu-img -m1
 #: Over TCP and TLS the question is only what they cost, beside nbdcopy.
 FAR_TOOLS = {"ours, bare", "ours, hash and checkpoints", "nbdcopy"}
 #: Flags that tell nothing where there is next to nothing to be written.
-RANDOM_ONLY = {"qemu-img", "qemu-img -t none -T none"}
+RANDOM_ONLY = {"qemu-img", "qemu-img -t none -T none", READS}
 #: Bytes a second at which a row moves, about, for the time that is foretold; with the comparison, and a start.
-FORETOLD = {"random": 0.35e9, "zeros": 0.6e9, "tenth": 2e9, "empty": 4e9}
-START_SECONDS = 0.5
+FORETOLD = {"random": 0.5e9, "zeros": 0.8e9, "tenth": 2.5e9, "empty": 8e9}
+#: Memory is so many times as fast as a disk, and what is encrypted as slow.
+FORETOLD_FACTORS = {"tmpfs": 2.5, "tls": 0.4}
+START_SECONDS = 0.4
 
 
 @dataclass(frozen=True)
@@ -171,13 +182,17 @@ class Case:
             return [tool for tool in tools if self.kind == "random" or tool not in RANDOM_ONLY]
         return [tool for tool in tools if tool in (NBD_TOOLS if self.server.over == "unix" else FAR_TOOLS)]
 
-    def size(self, size: int) -> int:
-        """Zeros, and routes other than from file to file, have half the volume, to keep the whole run short."""
-        return size if self.route == "file-file" and self.kind != "zeros" else size // 2 // 4096 * 4096
+    def size(self, size: int, other_size: int) -> int:
+        """Zeros, and all but files on the disk and in memory, have the other size, to keep the whole run short."""
+        is_main = self.route == "file-file" and self.place != "xfs" and self.kind != "zeros"
+        return size if is_main else other_size
 
-    def expected_seconds(self, size: int, rounds: int, tools: list[str]) -> float:
-        """Roughly, on a disk that moves 1 GB/s."""
-        return len(self.of(tools)) * rounds * (self.size(size) / FORETOLD[self.kind] + START_SECONDS)
+    def expected_seconds(self, size: int) -> float:
+        """What one run of one tool takes, roughly, on a disk that moves 1 GB/s, to a volume of so many bytes."""
+        rate = FORETOLD[self.kind]
+        for word in (self.place, self.server.over if self.server else ""):
+            rate *= FORETOLD_FACTORS.get(word, 1.0)
+        return size / rate + START_SECONDS
 
 
 def cases() -> Iterator[Case]:
@@ -199,16 +214,6 @@ def cases() -> Iterator[Case]:
 # --- one run of a tool -----------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Samples:
-    """What the rounds of one tool gave; ``note`` says why there is nothing."""
-
-    seconds: list[float] = field(default_factory=list)
-    cpu: list[float] = field(default_factory=list)
-    rss: int = 0
-    note: str = ""
-
-
 def measure(argv: Argv, ends: Ends, samples: Samples) -> None:
     """Run a tool and sync what it wrote; raises Absent if it fails."""
     if shutil.which(argv[0]) is None:
@@ -217,10 +222,16 @@ def measure(argv: Argv, ends: Ends, samples: Samples) -> None:
     with tempfile.TemporaryFile() as said:
         began = time.perf_counter()
         tool = subprocess.Popen(argv, stdout=said, stderr=said, env=environment)
-        peak = _watch(tool.pid)
-        _, status, usage = os.wait4(tool.pid, 0)
+        try:
+            peak = _watch(tool.pid)
+            _, status, usage = os.wait4(tool.pid, 0)
+        except BaseException:
+            # Nobody else would end it, and it would keep the file system busy.
+            tool.kill()
+            tool.wait()
+            raise
         tool.returncode = os.waitstatus_to_exitcode(status)
-        if tool.returncode == 0:
+        if tool.returncode == 0 and ends.stored.exists():
             _sync(ends.stored)
         seconds = time.perf_counter() - began
         if tool.returncode:
@@ -321,13 +332,15 @@ def devices(case: Case, source: Path, size: int) -> Iterator[tuple[Path, Path | 
         yield from_device, stack.enter_context(loop(image))
 
 
-def measure_case(case: Case, source: Path, size: int, rounds: int, tools: list[str]) -> dict[str, Samples]:
+def measure_case(case: Case, source: Path, size: int, rounds: int, tools: list[str], progress: Progress) -> Table:
     """Let the tools take turns; every other round they do so backwards."""
     table = {tool: Samples() for tool in tools}
+    expected = case.expected_seconds(size)
     with devices(case, source, size) as (origin, device):
         for number in range(rounds):
             for tool in tools if number % 2 == 0 else reversed(tools):
                 samples = table[tool]
+                progress.step(f"{case.name}, round {number + 1}/{rounds}: {tool}", expected)
                 if samples.note:
                     continue
                 try:
@@ -346,115 +359,211 @@ def _one(case: Case, source: Path, origin: Path, device: Path | None, size: int,
             measure_worker(ends, samples)
         else:
             measure(TOOLS[tool](ends), ends, samples)
-        if not same(source, ends.stored, size):
+        if tool != READS and not equals(case, source, ends.stored, size):
             raise SystemExit(f"{case.name}: what {tool} wrote differs from the source")
 
 
-# --- the table -------------------------------------------------------------------------------------------------------
+def equals(case: Case, source: Path, stored: Path, size: int) -> bool:
+    """Compare all bytes; those that are random with what was written into the source, which is not read again."""
+    return is_random(stored, size) if case.kind == "random" else same(source, stored, size)
 
 
-def show(case: Case, table: dict[str, Samples], size: int) -> None:
-    print(f"\n{case.name}, {size / GIB:g} GiB")
-    print(f"  {'':<28}{'median s':>9}{'MB/s':>8}{'least':>8}{'most':>8}{'CPU s/GiB':>11}{'MiB':>6}")
-    best = min((statistics.median(s.seconds) for s in table.values() if s.seconds), default=0.0)
-    for tool, samples in table.items():
-        if not samples.seconds:
-            print(f"  {tool:<28}{'-':>9}  {samples.note or 'no round'}")
-            continue
-        median = statistics.median(samples.seconds)
-        cpu = statistics.median(samples.cpu) * GIB / size
-        marks = " *" if median <= best else ""
-        note = f"  {samples.note}" if samples.note else ""
-        print(
-            f"  {tool:<28}{median:>9.2f}{size / 1e6 / median:>8.0f}{min(samples.seconds):>8.2f}"
-            f"{max(samples.seconds):>8.2f}{cpu:>11.2f}{samples.rss / 1024:>6.0f}{marks}{note}",
-            flush=True,
-        )
+# --- all of it -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured: bytes of the volumes, how often, by which tools."""
+
+    wanted: list[Case]
+    late: list[copy_latency.Late]
+    tools: list[str]
+    rounds: int
+    size: int
+    other_size: int
+
+    @property
+    def late_size(self) -> int:
+        return copy_latency.size_of(self.size)
+
+    @property
+    def late_tools(self) -> dict[str, copy_latency.Tool]:
+        """What is measured against a target that answers late: the processes that speak NBD."""
+        named = ("ours, hash and checkpoints", "qemu-img -m16 -W", "nbdcopy")
+        return {tool: _late_command(tool) for tool in self.tools if tool in named}
+
+    def size_of(self, case: Case) -> int:
+        return case.size(self.size, self.other_size)
+
+    def seconds_of(self, case: Case) -> float:
+        return len(case.of(self.tools)) * self.rounds * case.expected_seconds(self.size_of(case))
+
+    def seconds(self) -> float:
+        late = copy_latency.expected_seconds(self.late, len(self.late_tools), self.rounds, self.late_size)
+        return late + sum(self.seconds_of(case) for case in self.wanted)
+
+
+def _late_command(tool: str) -> copy_latency.Tool:
+    def argv(source: Path, address: str) -> Argv:
+        size = source.stat().st_size
+        return TOOLS[tool](Ends(source, address, source.parent / "late", size, source.parent))
+
+    return argv
+
+
+class Run:
+    """One run of a plan; prints each table as soon as it is there."""
+
+    def __init__(self, plan: Plan, directory: Path, progress: Progress) -> None:
+        self._plan, self._directory, self._progress = plan, directory, progress
+        self._measured: list[Measured] = []
+        self._left_out: list[str] = []
+
+    def go(self) -> None:
+        """Measure all of it, and say at the end what it comes to and what was left out."""
+        try:
+            # What answers late needs no disk, and little time: it comes first, so that it is never left out.
+            self._measure_late()
+            for place in dict.fromkeys(case.place for case in self._plan.wanted):
+                self._measure_place(place)
+        finally:
+            self._progress.clear()
+            self._say(*summary(self._measured, start_seconds()))
+            if self._left_out:
+                self._say(f"\nnot measured, the time was over: {'; '.join(self._left_out)}")
+
+    def _say(self, *text: str) -> None:
+        self._progress.clear()
+        print(*text, sep="\n", flush=True)
+
+    def _measure_late(self) -> None:
+        """The latency table; on tmpfs, so that nothing but the server's delay and rate counts."""
+        plan, size = self._plan, self._plan.late_size
+        if not plan.late:
+            return
+        expected = copy_latency.expected_seconds(plan.late[:1], len(plan.late_tools), plan.rounds, size)
+        try:
+            with PLACES["tmpfs"](Path(), 3 * size) as at:
+                source = at / "source"
+                KINDS["random"](source, size)
+                for one in plan.late:
+                    self._progress.step(one.name, expected)
+                    table = copy_latency.measure(one, source, size, plan.rounds, plan.late_tools)
+                    self._say(*copy_latency.lines(one, table, size))
+        except Absent as absent:
+            self._say(f"\nlatency: {absent}")
+
+    def _measure_place(self, place: str) -> None:
+        plan = self._plan
+        here = [case for case in plan.wanted if case.place == place]
+        if self._progress.is_over():
+            self._left_out += [case.name for case in here]
+            return
+        room = 3 * max(plan.size_of(case) for case in here)
+        try:
+            with PLACES[place](self._directory, room) as at:
+                for kind, size in dict.fromkeys((case.kind, plan.size_of(case)) for case in here):
+                    self._measure_volume(
+                        [case for case in here if (case.kind, plan.size_of(case)) == (kind, size)], at / "source", size
+                    )
+        except Absent as absent:
+            self._say(f"\n{place}: {absent}")
+
+    def _measure_volume(self, cases_of_it: list[Case], source: Path, size: int) -> None:
+        """Make one volume and measure what is done with it."""
+        kind = cases_of_it[0].kind
+        self._progress.say(f"{cases_of_it[0].place}: writing {size / GIB:g} GiB, {kind}")
+        KINDS[kind](source, size)
+        for case in cases_of_it:
+            if self._progress.is_over():
+                self._left_out.append(case.name)
+                continue
+            try:
+                tools = case.of(self._plan.tools)
+                table = measure_case(case, source, size, self._plan.rounds, tools, self._progress)
+                self._measured.append(Measured(case.name, size, table))
+                self._say(*lines(self._measured[-1]))
+            except Absent as absent:
+                self._say(f"\n{case.name}: {absent}")
+        source.unlink()
+
+
+@functools.cache
+def start_seconds() -> float:
+    """How long our program takes to do nothing: the least of some."""
+    found = []
+    for _ in range(5):
+        began = time.perf_counter()
+        run(sys.executable, "-m", "migrator.cmd.copy", "--version")
+        found.append(time.perf_counter() - began)
+    return min(found)
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
 
 
 def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench-copy", description=__doc__)
-    parser.add_argument("--size", type=gib, default=4.0, metavar="GIB", help="size of the volumes, such as 4G or 64M")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", action="append", default=[], metavar="WORDS", help="cases with all of these words")
-    parser.add_argument("--tools", action="append", default=[], metavar="WORDS", help="tools with these words")
-    parser.add_argument("--directory", type=Path, default=None, help="on the disk that is measured")
-    parser.add_argument("--list", action="store_true", help="print the names of the cases")
+    add = parser.add_argument
+    add("--size", type=gib, default=4.0, metavar="GIB", help="size of the volumes, such as 4G or 64M")
+    add("--other-size", type=gib, metavar="GIB", help="that of zeros, and of all but files on disk and tmpfs: size / 2")
+    add("--rounds", type=int, default=5)
+    add("--only", action="append", default=[], metavar="WORDS", help="cases with all of these words; repeatable")
+    add("--tools", action="append", default=[], metavar="WORDS", help="tools with these words; repeatable")
+    add("--minutes", type=float, metavar="N", help="begin no case after so many, and say which were left out")
+    add("--directory", type=Path, default=None, help="on the disk that is measured")
+    add("--quiet", action="store_true", help="show no progress on stderr")
+    add("--list", action="store_true", help="print the names of the cases and how long each takes, about")
     return parser.parse_args(argv)
+
+
+def plan_of(arguments: argparse.Namespace) -> Plan:
+    def is_wanted(name: str) -> bool:
+        return not arguments.only or any(set(words.split()) <= set(name.split()) for words in arguments.only)
+
+    size = int(arguments.size * GIB) // 4096 * 4096
+    other = arguments.size / 2 if arguments.other_size is None else arguments.other_size
+    return Plan(
+        wanted=[case for case in cases() if is_wanted(case.name)],
+        late=[late for late in copy_latency.LATE if is_wanted(late.name)],
+        tools=[tool for tool in TOOLS if not arguments.tools or any(words in tool for words in arguments.tools)],
+        rounds=arguments.rounds,
+        size=size,
+        other_size=int(other * GIB) // 4096 * 4096,
+    )
+
+
+def stop_once() -> None:
+    """Let the first interrupt or termination end the run in order, and no second one disturb the tidying up."""
+
+    def stop(number: int, frame: object) -> None:
+        for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(name, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, stop)
 
 
 def main() -> None:
     arguments = arguments_of()
-
-    def is_wanted(name: str) -> bool:
-        return not arguments.only or any(set(words.split()) <= set(name.split()) for words in arguments.only)
-
-    wanted = [case for case in cases() if is_wanted(case.name)]
-    late = [case for case in copy_latency.LATE if is_wanted(case.name)]
+    plan = plan_of(arguments)
     if arguments.list:
-        print("\n".join([case.name for case in wanted] + [case.name for case in late]))
+        for case in plan.wanted:
+            print(f"{case.name:<40}{plan.size_of(case) / GIB:>8g} GiB{plan.seconds_of(case) / 60:>7.1f} min")
+        print("\n".join(late.name for late in plan.late))
         return
-    tools = [tool for tool in TOOLS if not arguments.tools or any(words in tool for words in arguments.tools)]
-    size, rounds = int(arguments.size * GIB) // 4096 * 4096, arguments.rounds
-    seconds = sum(case.expected_seconds(size, rounds, tools) for case in wanted)
-    seconds += copy_latency.expected_seconds(late, len(late_tools(tools)), rounds, copy_latency.size_of(size))
+    stop_once()
+    limit = None if arguments.minutes is None else arguments.minutes * 60
     with tempfile.TemporaryDirectory(prefix="migrator-bench-", dir=arguments.directory) as directory:
-        print(f"{machine(Path(directory))}, {rounds} rounds; * the fastest; expected to take {seconds / 60:.0f} min")
-        sys.stdout.flush()
-        measure_all(wanted, tools, Path(directory), size, rounds)
-        if late:
-            measure_late(late, late_tools(tools), size, rounds)
-
-
-def late_tools(tools: list[str]) -> dict[str, copy_latency.Tool]:
-    """What is measured against a target that answers late: the processes that speak NBD."""
-
-    def command(tool: str) -> copy_latency.Tool:
-        def argv(source: Path, address: str) -> Argv:
-            size = source.stat().st_size
-            return TOOLS[tool](Ends(source, address, source.parent / "late", size, source.parent))
-
-        return argv
-
-    named = ("ours, hash and checkpoints", "qemu-img -m16 -W", "nbdcopy")
-    return {tool: command(tool) for tool in tools if tool in named}
-
-
-def measure_late(late: list[copy_latency.Late], tools: dict[str, copy_latency.Tool], size: int, rounds: int) -> None:
-    """The latency table; on tmpfs, so that nothing but the server's delay and rate counts."""
-    size = copy_latency.size_of(size)
-    try:
-        with PLACES["tmpfs"](Path(), 3 * size) as at:
-            source = at / "source"
-            KINDS["random"](source, size)
-            for one in late:
-                copy_latency.show(one, copy_latency.measure(one, source, size, rounds, tools), size)
-    except Absent as absent:
-        print(f"\nlatency: {absent}")
-
-
-def measure_all(wanted: list[Case], tools: list[str], directory: Path, size: int, rounds: int) -> None:
-    for place in dict.fromkeys(case.place for case in wanted):
-        try:
-            with PLACES[place](directory, 3 * size) as at:
-                here = [case for case in wanted if case.place == place]
-                for kind, length in dict.fromkeys((case.kind, case.size(size)) for case in here):
-                    source = at / "source"
-                    KINDS[kind](source, length)
-                    for case in here:
-                        if (case.kind, case.size(size)) == (kind, length):
-                            measure_one(case, source, length, rounds, case.of(tools))
-                    source.unlink()
-        except Absent as absent:
-            print(f"\n{place}: {absent}")
-
-
-def measure_one(case: Case, source: Path, size: int, rounds: int, tools: list[str]) -> None:
-    try:
-        show(case, measure_case(case, source, size, rounds, tools), size)
-    except Absent as absent:
-        print(f"\n{case.name}: {absent}")
+        words = f"{machine(Path(directory))}, {plan.rounds} rounds; * the fastest; about {plan.seconds() / 60:.0f} min"
+        print(words, flush=True)
+        progress = Progress(plan.seconds(), limit, shows=not arguments.quiet)
+        Run(plan, Path(directory), progress).go()
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("interrupted; nothing is left behind")

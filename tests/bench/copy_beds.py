@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import platform
 import random
 import shutil
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from tests.support.data import GIB, MIB
 from tests.support.waiting import until
 
 CHUNK = 4 * MIB
+#: Threads that compare.
+READERS = 2
+#: Random volumes are made of turns of one block of so many bytes; whole chunks.
+RANDOM = 16 * MIB
 #: Extents of a tenth of a volume, about as a file system leaves them.
 SMALL = 400 * 1024
 
@@ -29,14 +36,35 @@ class Absent(Exception):
 # --- volumes ---------------------------------------------------------------------------------------------------------
 
 
+@functools.cache
+def _random_block() -> bytes:
+    """A block of random bytes, twice, so that every turn of it is one slice."""
+    return os.urandom(RANDOM) * 2
+
+
+def random_piece(offset: int, length: int) -> bytes:
+    """What a random volume of this process has there; within one piece of RANDOM bytes."""
+    # Each piece begins elsewhere in the block, so that no two are equal and none is made for long.
+    start = offset // RANDOM * 4099 % RANDOM + offset % RANDOM
+    return _random_block()[start : start + length]
+
+
 def fill_random(path: Path, size: int) -> None:
     """Random bytes everywhere."""
-    block = os.urandom(16 * MIB)
     with path.open("wb") as file:
-        for offset in range(0, size, len(block)):
-            # Each piece begins elsewhere in the block, so that no two are equal and none is made for long.
-            turn = offset // len(block) * 4099 % len(block)
-            file.write((block[turn:] + block[:turn])[: size - offset])
+        for offset in range(0, size, RANDOM):
+            file.write(random_piece(offset, min(RANDOM, size - offset)))
+
+
+def is_random(path: Path, size: int) -> bool:
+    """Compare the first ``size`` bytes with what ``fill_random`` writes."""
+    with path.open("rb") as file:
+
+        def check(offset: int) -> bool:
+            length = min(CHUNK, size - offset)
+            return os.pread(file.fileno(), length, offset) == random_piece(offset, length)
+
+        return _all(check, range(0, size, CHUNK))
 
 
 def fill_tenth(path: Path, size: int) -> None:
@@ -81,12 +109,34 @@ def settle(path: Path) -> None:
 def same(one: Path, other: Path, size: int) -> bool:
     """Compare the first ``size`` bytes; what is a hole in both is not read."""
     with one.open("rb") as a, other.open("rb") as b:
-        for start, end in sorted([*_data(a.fileno(), size), *_data(b.fileno(), size)]):
-            for offset in range(start, end, CHUNK):
-                length = min(CHUNK, end - offset)
-                if os.pread(a.fileno(), length, offset) != os.pread(b.fileno(), length, offset):
-                    return False
-    return True
+
+        def check(part: tuple[int, int]) -> bool:
+            offset, length = part
+            return os.pread(a.fileno(), length, offset) == os.pread(b.fileno(), length, offset)
+
+        extents = sorted([*_data(a.fileno(), size), *_data(b.fileno(), size)])
+        return _all(check, _chunks(extents))
+
+
+def _chunks(extents: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Cut starts and ends into offsets and lengths; what two extents have in common comes once."""
+    reached = 0
+    for start, end in extents:
+        for offset in range(max(start, reached), end, CHUNK):
+            yield offset, min(CHUNK, end - offset)
+        reached = max(reached, end)
+
+
+Part = TypeVar("Part")
+
+
+def _all(check: Callable[[Part], bool], parts: Iterable[Part]) -> bool:
+    """Tell whether every part passes, looking at several at once."""
+    with ThreadPoolExecutor(READERS) as pool:
+        try:
+            return all(pool.map(check, parts))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _data(descriptor: int, size: int) -> Iterator[tuple[int, int]]:

@@ -92,13 +92,13 @@ def measure(late: Late, source: Path, size: int, rounds: int, tools: dict[str, T
     return table
 
 
-def show(late: Late, table: dict[str, list[float]], size: int) -> None:
-    print(f"\n{late.name}, {size // MIB} MiB, rate {RATE // MIB} MiB/s")
-    print(f"  {'':<28}{'median s':>9}{'MB/s':>8}{'least':>8}{'most':>8}{'share of the rate':>19}")
+def lines(late: Late, table: dict[str, list[float]], size: int) -> Iterator[str]:
+    """Yield the table of one delay."""
+    yield f"\n{late.name}, {size // MIB} MiB, rate {RATE // MIB} MiB/s"
+    yield f"  {'':<28}{'median s':>9}{'MB/s':>8}{'least':>8}{'most':>8}{'share of the rate':>19}"
     for tool, seconds in table.items():
         median = statistics.median(seconds)
-        print(
+        yield (
             f"  {tool:<28}{median:>9.2f}{size / 1e6 / median:>8.0f}{min(seconds):>8.2f}{max(seconds):>8.2f}"
-            f"{100 * size / median / RATE:>17.0f} %",
-            flush=True,
+            f"{100 * size / median / RATE:>17.0f} %"
         )
