@@ -6,13 +6,15 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from tests.support.needs import missing
 
 #: The smallest that mkfs.xfs makes; the image is sparse, so it costs a few megabytes.
-XFS_SIZE = 300 * 1024**2
+SIZE = 300 * 1024**2
+#: How file systems are made whose files can share blocks.
+SHARING = {"xfs": ("mkfs.xfs", "-q", "-m", "reflink=1"), "btrfs": ("mkfs.btrfs", "-q")}
 
 
 @contextmanager
@@ -37,14 +39,20 @@ def tmpfs(directory: Path, options: str) -> Iterator[Path]:
 
 
 @contextmanager
-def xfs(directory: Path) -> Iterator[Path]:
-    """A file system whose files can share blocks."""
-    mkfs = shutil.which("mkfs.xfs", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
+def sharing(kind: str, directory: Path) -> Iterator[Path]:
+    """A file system of that kind of SHARING."""
+    name, *options = SHARING[kind]
+    mkfs = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
     if mkfs is None:
-        missing("mkfs.xfs is not installed")
+        missing(f"{name} is not installed")
     image = directory.with_suffix(".img")
     with image.open("wb") as file:
-        file.truncate(XFS_SIZE)
-    subprocess.run([mkfs, "-q", "-m", "reflink=1", str(image)], check=True)
-    with mounted(directory, "-o", "loop", str(image)):
+        file.truncate(SIZE)
+    subprocess.run([mkfs, *options, str(image)], check=True)
+    with mounted(directory, "-t", kind, "-o", "loop", str(image)):
         yield directory
+
+
+def xfs(directory: Path) -> AbstractContextManager[Path]:
+    """A file system whose files can share blocks."""
+    return sharing("xfs", directory)

@@ -17,7 +17,7 @@ from migrator.drivers.directory import OBJECTS, TEMPORARY, Directory
 from migrator.drivers.file import FileDriver
 from migrator.errors import ConfigError, DriverError, InvalidInput, NoSpace
 from tests.contract.files import files, make, refused, volume
-from tests.contract.mounts import mounted, tmpfs, xfs
+from tests.contract.mounts import SHARING, mounted, sharing, tmpfs
 from tests.contract.worlds import new_name, read, write
 from tests.support.needs import missing
 
@@ -416,8 +416,9 @@ def test_a_pool_whose_disk_is_not_mounted_any_more_is_not_written(tmp_path: Path
 # --- shared blocks ----------------------------------------------------------------------------------------------------
 
 
-def test_snapshots_share_blocks_where_the_file_system_can(tmp_path: Path) -> None:
-    with xfs(tmp_path / "xfs") as disk:
+@pytest.mark.parametrize("kind", SHARING)
+def test_snapshots_share_blocks_where_the_file_system_can(tmp_path: Path, kind: str) -> None:
+    with sharing(kind, tmp_path / kind) as disk:
         driver = make(pools={"pool1": disk / "a"})
         assert driver.report()[0].capabilities["reflink"] is True
         name, snapshot = volume(driver, b"x" * 32 * MIB), new_name("snapshot")
@@ -429,8 +430,9 @@ def test_snapshots_share_blocks_where_the_file_system_can(tmp_path: Path) -> Non
         assert read(driver.export("pool1", snapshot, writable=False)) == b"x" * 32 * MIB
 
 
-def test_a_clone_in_a_thick_pool_has_blocks_of_its_own(tmp_path: Path) -> None:
-    with xfs(tmp_path / "xfs") as disk:
+@pytest.mark.parametrize("kind", SHARING)
+def test_a_clone_in_a_thick_pool_has_blocks_of_its_own(tmp_path: Path, kind: str) -> None:
+    with sharing(kind, tmp_path / kind) as disk:
         driver = make(pools={"pool1": disk / "a"}, file_thin_provisioning=False)
         name, clone = volume(driver, b"x" * 32 * MIB), new_name()
         os.sync()
