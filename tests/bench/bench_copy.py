@@ -160,6 +160,8 @@ FORETOLD = {"random": 0.5e9, "zeros": 0.8e9, "tenth": 2.5e9, "empty": 8e9}
 #: Memory is so many times as fast as a disk, and what is encrypted as slow.
 FORETOLD_FACTORS = {"tmpfs": 2.5, "tls": 0.4}
 START_SECONDS = 0.4
+#: What a place has more than a source and a destination, bytes.
+ROOM = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -443,7 +445,7 @@ class Run:
             return
         expected = copy_latency.expected_seconds(plan.late[:1], len(plan.late_tools), plan.rounds, size)
         try:
-            with PLACES["tmpfs"](Path(), 3 * size) as at:
+            with PLACES["tmpfs"](Path(), 2 * size + ROOM) as at:
                 source = at / "source"
                 KINDS["random"](source, size)
                 for one in plan.late:
@@ -459,7 +461,7 @@ class Run:
         if self._progress.is_over():
             self._left_out += [case.name for case in here]
             return
-        room = 3 * max(plan.size_of(case) for case in here)
+        room = 2 * max(plan.size_of(case) for case in here) + ROOM
         try:
             with PLACES[place](self._directory, room) as at:
                 for kind, size in dict.fromkeys((case.kind, plan.size_of(case)) for case in here):

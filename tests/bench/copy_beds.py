@@ -190,8 +190,10 @@ def tmpfs(directory: Path, room: int) -> Iterator[Path]:
 @contextlib.contextmanager
 def xfs(directory: Path, room: int) -> Iterator[Path]:
     image, place = directory / "xfs.img", directory / "xfs"
-    fill_empty(image, room + 512 * MIB)
-    run("mkfs.xfs", "-q", "-f", image)
+    # Written once, and not given back: whoever came first would otherwise pay for the blocks of the image.
+    fill_zeros(image, room + 512 * MIB)
+    settle(image)
+    run("mkfs.xfs", "-q", "-f", "-K", image)
     place.mkdir()
     try:
         with loop(image) as device:
