@@ -327,6 +327,14 @@ class VolumeClient(_Client):
         """Cast: forget a volume marked ``unmanaging``, and leave what it is on the storage there."""
         self._cast(context, "unmanage_volume", _service(host), volume_id=volume_id)
 
+    def manage_snapshot(self, context: RequestContext, host: str, snapshot_id: str) -> None:
+        """Cast: take over what a snapshot marked ``managing`` refers to."""
+        self._cast(context, "manage_snapshot", _service(host), snapshot_id=snapshot_id)
+
+    def unmanage_snapshot(self, context: RequestContext, host: str, snapshot_id: str) -> None:
+        """Cast: forget a snapshot marked ``unmanaging``, and leave what it is on the storage there."""
+        self._cast(context, "unmanage_snapshot", _service(host), snapshot_id=snapshot_id)
+
     def manageable(self, context: RequestContext, host: str) -> list[dict[str, Any]]:
         """Call: what lies in a pool, or in all pools of a backend."""
         pool = BackendName.parse(host).pool

@@ -103,6 +103,12 @@ ANSWERS: dict[str, Answered] = {
             ("DELETE", "/{key}", OK),
         )
     },
+    "GET /manageable_snapshots": _array("manageable-snapshots", ref("ManageableSnapshot")),
+    "POST /manageable_snapshots": _one("snapshot", "Snapshot", 202),
+    "GET /manageable_snapshots/detail": _array("manageable-snapshots", ref("ManageableSnapshot")),
+    "GET /os-snapshot-manage": _array("manageable-snapshots", ref("ManageableSnapshot")),
+    "POST /os-snapshot-manage": _one("snapshot", "Snapshot", 202),
+    "GET /os-snapshot-manage/detail": _array("manageable-snapshots", ref("ManageableSnapshot")),
     "GET /types": _many("volume_types", "VolumeType", "volume_type_links"),
     "POST /types": _one("volume_type", "VolumeType"),
     "GET /types/default": _one("volume_type", "VolumeType"),

@@ -14,6 +14,8 @@ EXTENSIONS: dict[str, tuple[str, str]] = {
     "os-hosts": ("Hosts", "What the hosts of services hold."),
     "os-quota-sets": ("Quotas", "What a project uses."),
     "os-services": ("Services", "Services, to be enabled, disabled and frozen."),
+    "os-snapshot-manage": ("SnapshotManage", "Taking over snapshots that lie on a backend already."),
+    "os-snapshot-unmanage": ("SnapshotUnmanage", "Giving up a snapshot without deleting it."),
     "os-snapshot-actions": ("SnapshotActions", "Actions on snapshots."),
     "os-types-extra-specs": ("TypesExtraSpecs", "Extra specs of volume types."),
     "os-types-manage": ("TypesManage", "Volume types, to be made and changed."),

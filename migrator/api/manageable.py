@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import sqlalchemy as sa
@@ -24,23 +25,24 @@ _SORT = {"size": lambda entry: entry["size"], "reference": lambda entry: str(ent
 
 
 def index(request: Request) -> Answer:
-    return _list(request, detail=False)
+    return Answer(200, {"manageable-volumes": [view(entry, detail=False) for entry in listed(request)]})
 
 
 def detail(request: Request) -> Answer:
-    return _list(request, detail=True)
+    return Answer(200, {"manageable-volumes": [view(entry, detail=True) for entry in listed(request)]})
 
 
-def _list(request: Request, detail: bool) -> Answer:
+def listed(request: Request, keep: Callable[[Json], bool] = lambda entry: True) -> list[Json]:
+    """Return the page of what lies in the place that the query names, of that which ``keep`` lets pass."""
     query = request.query
     if not {"sort", "sort_key"} & set(query):
         query["sort"] = "reference:asc"
     page, rest = lists.split_query(request, query)
-    place = _place(request, rest.pop("host", None), rest.pop("cluster", None))
+    place = find_place(request, rest.pop("host", None), rest.pop("cluster", None))
     if rest:
         raise errors.InvalidInput(field="query", reason=f"{next(iter(rest))[:40]!r} is not known here")
-    found = _page(request.backing.volume.manageable(request.context, str(place)), page)
-    return Answer(200, {"manageable-volumes": [_view(entry, detail) for entry in found]})
+    found = request.backing.volume.manageable(request.context, str(place))
+    return _page([entry for entry in found if keep(entry)], page)
 
 
 def _page(entries: list[Json], page: Page) -> list[Json]:
@@ -58,22 +60,23 @@ def _page(entries: list[Json], page: Page) -> list[Json]:
     return entries[page.offset :][: page.limit]
 
 
-def _view(entry: Json, detail: bool) -> Json:
-    view: Json = {
+def view(entry: Json, *, detail: bool, whose: str = "volume_id") -> Json:
+    """Something that lies in a pool as lists show it; ``whose``: the key of what it is already, if it is ours."""
+    shown: Json = {
         "reference": entry["reference"],
         "size": entry["size"],
         "safe_to_manage": entry["reason"] is None,
     }
     if detail:
-        view |= {
+        shown |= {
             "reason_not_safe": entry["reason"],
-            "cinder_id": entry["volume_id"],
+            "cinder_id": entry[whose],
             "extra_info": f"in pool {entry['pool']}, source-id {entry['id']}, {entry['extra_info']}",
         }
-    return view
+    return shown
 
 
-def _place(request: Request, host: str | None, cluster: str | None) -> BackendName:
+def find_place(request: Request, host: str | None, cluster: str | None) -> BackendName:
     """Return the backend or pool that a request means by host or, from 3.17, cluster; raises InvalidInput."""
     if request.version < versions.MANAGEABLE_CLUSTER:
         cluster = None
@@ -125,12 +128,10 @@ def create(request: Request) -> Answer:
     wanted = request.body["volume"]
     if request.context.project_id is None:
         raise errors.BadRequest(reason="A volume belongs to a project, and the token names none.")
-    place = _place(request, wanted.get("host"), wanted.get("cluster"))
-    service = _taking(request, place, wanted)
+    place = find_place(request, wanted.get("host"), wanted.get("cluster"))
+    service = taking(request, place, wanted.get("availability_zone"))
     kind = _type(request, place, wanted.get("volume_type"))
-    found = request.backing.volume.find_manageable(request.context, str(place), wanted["ref"])
-    if found["reason"] is not None:
-        raise errors.InvalidInput(field="ref", reason=f"it cannot be managed: {found['reason']}")
+    found = look_at(request, str(place), wanted["ref"])
     volume_id = str(uuid.uuid4())
 
     def work(session: Session) -> volumes.Whole:
@@ -160,10 +161,17 @@ def create(request: Request) -> Answer:
     return Answer(202, {"volume": views.volume_detail(request, volume, attributes=False)})
 
 
-def _taking(request: Request, place: BackendName, wanted: Json) -> Service:
-    """Return the service of a pool that takes new volumes; raises InvalidHost and InvalidInput."""
+def look_at(request: Request, host: str, reference: Json) -> Json:
+    """Ask the backend what a reference refers to; raises InvalidInput for what cannot be managed."""
+    found = request.backing.volume.find_manageable(request.context, host, reference)
+    if found["reason"] is not None:
+        raise errors.InvalidInput(field="ref", reason=f"it cannot be managed: {found['reason']}")
+    return found
+
+
+def taking(request: Request, place: BackendName, zone: str | None = None) -> Service:
+    """Return the service of a pool that takes what is new; raises InvalidHost and InvalidInput."""
     service = _serving(request, place).service
-    zone = wanted.get("availability_zone")
     reason = None
     if place.pool is None:
         reason = "name the pool too: host@backend#pool"

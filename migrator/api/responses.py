@@ -133,6 +133,15 @@ _MANAGEABLE: Json = object_(
     {"reference": STRINGS, "size": COUNT, "safe_to_manage": BOOLEAN},
     {"reason_not_safe": STRING_OR_NULL, "cinder_id": UUID_OR_NULL, "extra_info": STRING_OR_NULL},
 )
+_MANAGEABLE_SNAPSHOT: Json = object_(
+    {
+        "reference": STRINGS,
+        "size": COUNT,
+        "safe_to_manage": BOOLEAN,
+        "source_reference": {"anyOf": [STRINGS, {"type": "null"}]},
+    },
+    {"reason_not_safe": STRING_OR_NULL, "cinder_id": UUID_OR_NULL, "extra_info": STRING_OR_NULL},
+)
 _VOLUME_TYPE: Json = object_(
     {
         "id": UUID,
@@ -367,6 +376,7 @@ COMPONENTS: dict[str, Json] = {
     "LeftBy": _LEFT_BY,
     "Links": {"type": "array", "items": _LINK},
     "Manageable": _MANAGEABLE,
+    "ManageableSnapshot": _MANAGEABLE_SNAPSHOT,
     "Message": _MESSAGE,
     "Migration": _MIGRATION,
     "Plan": _PLAN,

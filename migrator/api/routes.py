@@ -20,6 +20,7 @@ from migrator.api import (
     image_metadata,
     limits,
     manageable,
+    manageable_snapshots,
     messages,
     metadata,
     migration_actions,
@@ -106,6 +107,9 @@ _SNAPSHOT_ACTION = "volume_extension:snapshot_admin_actions:"
 SNAPSHOT_ACTIONS: dict[str, Call] = {
     "os-reset_status": Call(snapshots.reset_status, f"{_SNAPSHOT_ACTION}reset_status", schemas.SNAPSHOT_RESET_STATUS),
     "os-force_delete": Call(snapshots.force_delete, f"{_SNAPSHOT_ACTION}force_delete", schemas.SNAPSHOT_FORCE_DELETE),
+    "os-unmanage": Call(
+        manageable_snapshots.unmanage, "snapshot_extension:snapshot_unmanage", schemas.SNAPSHOT_UNMANAGE
+    ),
 }
 
 _ACCESS = "volume_extension:volume_type_access:"
@@ -136,6 +140,8 @@ _SERVICES = "volume_extension:services:"
 _ENCRYPTION = "volume_extension:volume_type_encryption:get"
 _MANAGE = "volume_extension:volume_manage"
 _MANAGEABLE = "volume_extension:list_manageable"
+_MANAGE_SNAPSHOT = "snapshot_extension:snapshot_manage"
+_MANAGEABLE_SNAPSHOTS = "snapshot_extension:list_manageable"
 _QUOTAS = "volume_extension:quotas:show"
 _POOLS = "scheduler_extension:scheduler_stats:get_pools"
 
@@ -204,6 +210,16 @@ ROUTES: dict[str, Methods] = {
         "PUT": Call(metadata.SNAPSHOTS.put, "volume:update_snapshot_metadata", schemas.METADATA_ITEM),
         "DELETE": Call(metadata.SNAPSHOTS.delete, "volume:delete_snapshot_metadata"),
     },
+    "/manageable_snapshots": {
+        "GET": Call(manageable_snapshots.index, _MANAGEABLE_SNAPSHOTS, since=MANAGEABLE),
+        "POST": Call(manageable_snapshots.create, _MANAGE_SNAPSHOT, schemas.SNAPSHOT_MANAGE, MANAGEABLE),
+    },
+    "/manageable_snapshots/detail": {"GET": Call(manageable_snapshots.detail, _MANAGEABLE_SNAPSHOTS, since=MANAGEABLE)},
+    "/os-snapshot-manage": {
+        "GET": Call(manageable_snapshots.index, _MANAGEABLE_SNAPSHOTS, since=MANAGEABLE),
+        "POST": Call(manageable_snapshots.create, _MANAGE_SNAPSHOT, schemas.SNAPSHOT_MANAGE),
+    },
+    "/os-snapshot-manage/detail": {"GET": Call(manageable_snapshots.detail, _MANAGEABLE_SNAPSHOTS, since=MANAGEABLE)},
     "/types": {
         "GET": Call(types.index, f"{_TYPE}get_all"),
         "POST": Call(types.create, f"{_TYPE}create", schemas.TYPE_CREATE),
@@ -279,7 +295,7 @@ DISCOVERY: dict[str, Methods] = {
 #: Collections of the public API that are not served (yet); they are no projects, and have no versions to show.
 _ELSEWHERE = (
     "backups|capabilities|cgsnapshots|consistencygroups|default-types|group_snapshots|group_types|groups"
-    "|manageable_snapshots|os-quota-class-sets|os-quota-sets|os-snapshot-manage|os-volume-transfer|qos-specs"
+    "|os-quota-class-sets|os-quota-sets|os-volume-transfer|qos-specs"
     "|scheduler-stats|volume-transfers|workers"
 )
 REQUIREMENTS: dict[str, dict[str, str]] = {"/v3/{project_id}": {"project_id": rf"(?!(?:{_ELSEWHERE})$)[^/]+"}}

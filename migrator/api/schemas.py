@@ -313,6 +313,20 @@ MANAGE = Schema(
     (versions.MIGRATE_TO_CLUSTER, _wrapped("volume", _object({**_MANAGED, "cluster": STRING_OR_NULL}, ("ref",)))),
 )
 UNMANAGE = _whatever("os-unmanage")
+SNAPSHOT_MANAGE = Schema(
+    (
+        MIN,
+        _wrapped(
+            "snapshot",
+            _object(
+                {"volume_id": UUID, "metadata": METADATA}
+                | {key: _MANAGED[key] for key in ("ref", "name", "description")},
+                ("volume_id", "ref"),
+            ),
+        ),
+    )
+)
+SNAPSHOT_UNMANAGE = _whatever("os-unmanage")
 
 # --- volume types ----------------------------------------------------------------------------------------------------
 

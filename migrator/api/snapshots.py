@@ -18,6 +18,8 @@ from migrator.db.models import Snapshot, Volume
 
 #: What os-reset_status may write.  Not creating or deleting: to the volume service these words are orders.
 RESET_WORDS = ("available", "error", "error_deleting")
+#: Statuses in which the volume service is at it, and what it finds decides about somebody's data.
+_UNDECIDED = ("creating", "managing", "unmanaging")
 
 
 def _is_in_zone(zone: str) -> listing.Condition:
@@ -154,8 +156,8 @@ def delete(request: Request, snapshot_id: str) -> Answer:
 
 
 def force_delete(request: Request, snapshot_id: str) -> Answer:
-    """Delete a snapshot whatever is recorded of it, unless it is being made: its end then decides."""
-    return _delete(request, snapshot_id, Snapshot.status != "creating")
+    """Delete a snapshot whatever is recorded of it, unless it is being made or given up: its end then decides."""
+    return _delete(request, snapshot_id, Snapshot.status.not_in(_UNDECIDED))
 
 
 def _delete(request: Request, snapshot_id: str, deletable: listing.Condition) -> Answer:

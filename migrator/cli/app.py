@@ -64,6 +64,9 @@ COMMANDS: dict[str, str] = {
     "snapshot-show": "snapshots:ShowSnapshot",
     "snapshot-delete": "snapshots:DeleteSnapshots",
     "snapshot-reset-state": "snapshots:ResetSnapshots",
+    "snapshot-manageable-list": "manage:ListManageableSnapshots",
+    "snapshot-manage": "manage:ManageSnapshot",
+    "snapshot-unmanage": "manage:UnmanageSnapshots",
     "message-list": "messages:ListMessages",
 }
 

@@ -193,6 +193,8 @@ class Snapshot(Base):
     status: Mapped[str] = mapped_column(Name)
     progress: Mapped[str] = mapped_column(String(8), default="0%")
     volume_size: Mapped[int] = mapped_column(Integer)  # GiB
+    #: What ``managing`` takes over.  While it stands here, what it refers to is its owner's, and never deleted.
+    adoption: Mapped[dict[str, Any] | None]
     volume_type_id: Mapped[str | None] = mapped_column(Uuid)
     display_name: Mapped[str | None] = mapped_column(Name)
     display_description: Mapped[str | None] = mapped_column(Text)

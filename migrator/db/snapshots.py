@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from migrator import errors
 from migrator.db.api import changed
-from migrator.db.models import Snapshot, utcnow
+from migrator.db.models import Snapshot, Volume, utcnow
 
 
 def get(session: Session, snapshot_id: str) -> Snapshot:
@@ -32,6 +32,12 @@ def of_volume(session: Session, volume_id: str, *expected: sa.ColumnElement[bool
     return list(session.scalars(query.order_by(Snapshot.created_at)))
 
 
+def on(session: Session, host: str) -> list[Snapshot]:
+    """The living snapshots of the volumes of one pool."""
+    query = sa.select(Snapshot).join(Volume, Volume.id == Snapshot.volume_id)
+    return list(session.scalars(query.where(Volume.host == host, Snapshot.deleted_at.is_(None))))
+
+
 def insert(session: Session, **values: Any) -> None:
     """Add a snapshot's row."""
     session.execute(sa.insert(Snapshot).values(created_at=utcnow(), **values))
@@ -44,7 +50,8 @@ def update_where(session: Session, snapshot_id: str, *expected: sa.ColumnElement
 
 def is_being_made(session: Session, volume_id: str) -> bool:
     """Tell whether a snapshot of the volume was accepted and is not there yet."""
-    query = sa.select(Snapshot.id).where(Snapshot.volume_id == volume_id, Snapshot.status == "creating")
+    made = Snapshot.status.in_(["creating", "managing"])
+    query = sa.select(Snapshot.id).where(Snapshot.volume_id == volume_id, made)
     return session.scalar(query.where(Snapshot.deleted_at.is_(None)).limit(1)) is not None
 
 

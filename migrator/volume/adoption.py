@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import oslo_messaging as messaging
 from oslo_messaging.rpc import expose
@@ -14,9 +14,9 @@ from migrator import errors
 from migrator.backend_name import BackendName
 from migrator.conf import GIB
 from migrator.context import RequestContext
-from migrator.db import messages, volumes
+from migrator.db import messages, snapshots, volumes
 from migrator.db.models import Volume, utcnow
-from migrator.drivers.base import Adoptable, VolumeDriver, find_adoptable
+from migrator.drivers.base import Adoptable, Capability, VolumeDriver, find_adoptable
 
 if TYPE_CHECKING:
     from migrator.conf import Conf
@@ -25,10 +25,21 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
+#: Of whom something is that is not ours.
+_NOBODYS: dict[str, Any] = {"volume_id": None, "snapshot_id": None, "source_reference": None}
+
 
 def whole_gib(size: int) -> int:
     """Return how many GiB a volume needs to have to hold ``size`` bytes."""
     return -(-size // GIB)
+
+
+class _Left(NamedTuple):
+    """What became of storage that was not to be had."""
+
+    given_back: bool
+    #: For whom it concerns, behind the reason.
+    told: str
 
 
 class Adoption:
@@ -40,21 +51,25 @@ class Adoption:
     _locks: ObjectLocks
     _report: Callable[[], None]
 
+    def _snapshot_name(self, snapshot_id: str) -> str:
+        """Return the name of a snapshot's object."""
+        raise AssertionError("the endpoint has its own")
+
     @expose
     @messaging.expected_exceptions(errors.MigratorError)  # type: ignore[untyped-decorator]
     def manageable(self, context: RequestContext, pool: str | None) -> list[dict[str, Any]]:
         """Return what lies in a pool, or in all; raises InvalidHost, DriverError."""
         found = []
         for name in self._driver.pools() if pool is None else [self._known(pool)]:
-            ids = self._ids(name)
-            found += [_entry(name, each, ids) for each in self._driver.adoptable(name)]
+            owners = self._owners(name)
+            found += [self._entry(name, each, owners) for each in self._driver.adoptable(name)]
         return found
 
     @expose
     @messaging.expected_exceptions(errors.MigratorError)  # type: ignore[untyped-decorator]
     def find_manageable(self, context: RequestContext, pool: str, reference: dict[str, Any]) -> dict[str, Any]:
         """Return what a reference refers to; raises InvalidInput for what is not there, InvalidHost, DriverError."""
-        return _entry(pool, find_adoptable(self._driver, self._known(pool), reference), self._ids(pool))
+        return self._entry(pool, find_adoptable(self._driver, self._known(pool), reference), self._owners(pool))
 
     def _known(self, pool: str) -> str:
         """Return the name of a pool; raises InvalidHost for one that there is not."""
@@ -68,7 +83,7 @@ class Adoption:
         volume = self._still(volume_id, "managing")
         if volume is None or volume.adoption is None:
             return
-        pool, name = _place(volume), self._object_name(volume)
+        pool, name = place(volume), self._object_name(volume)
         # Two volumes may be asked for of one file.
         with self._locks.hold(f"{pool}/{volume.adoption}"), self._locks.hold(name):
             if self._still(volume_id, "managing") is None:
@@ -96,18 +111,12 @@ class Adoption:
         """Leave somebody's data to them; a volume in error without a host is deleted without touching any storage."""
         LOG.error("Volume %s: managing %s failed: %s", volume.id, volume.adoption, error)
         values: dict[str, Any] = {"status": "error_managing", "host": None, "adoption": None}
-        text = str(error)
-        try:
-            if self._driver.exists(pool, name):
-                text += f"; the data lies untouched under the name {name} now"
-                self._driver.disown(pool, name)
-        except errors.MigratorError as failure:
-            if not failure.final:
-                LOG.error("Volume %s: its storage does not answer, it is tried again: %s", volume.id, failure)
-                return
-            # The row goes on naming what is ours.
-            del values["host"]
-            text += f" and cannot be given back ({failure}): deleting the volume deletes it"
+        left = self._hand_back(pool, name, "volume")
+        if left is None:
+            return  # the sweep tries it again
+        if not left.given_back:
+            del values["host"]  # the row goes on naming what is ours
+        text = f"{error}{left.told}"
 
         def work(session: Session) -> None:
             if volumes.update_where(session, volume.id, Volume.status == "managing", **values):
@@ -115,13 +124,31 @@ class Adoption:
 
         self._db.run(work)
 
+    def _hand_back(self, pool: str, name: str, kind: str) -> _Left | None:
+        """Disown what may lie under ``name`` after a failed ``adopt``; None while the storage does not answer.
+
+        ``kind`` is what it should have become.
+        """
+        told = ""
+        try:
+            if self._driver.exists(pool, name):
+                told = f"; the data lies untouched under the name {name} now"
+                self._driver.disown(pool, name)
+        except errors.MigratorError as failure:
+            if not failure.final:
+                LOG.error("%s: its storage does not answer, it is tried again: %s", name, failure)
+                return None
+            told += f" and cannot be given back ({failure}): deleting the {kind} deletes it"
+            return _Left(False, told)
+        return _Left(True, told)
+
     @expose
     def unmanage_volume(self, context: RequestContext, volume_id: str) -> None:
         """Forget a volume ``unmanaging``; what it is on the storage stays there, under its name."""
         volume = self._still(volume_id, "unmanaging")
         if volume is None:
             return
-        pool, name = _place(volume), self._object_name(volume)
+        pool, name = place(volume), self._object_name(volume)
         with self._locks.hold(name):
             try:
                 self._driver.revoke(pool, name)
@@ -142,28 +169,40 @@ class Adoption:
     def _object_name(self, volume: Volume) -> str:
         return str(self._conf.volume_name_template % volume.object_id)
 
-    def _ids(self, pool: str) -> dict[str, str]:
-        """The id of each volume of the pool by the name of its object."""
+    def _owners(self, pool: str) -> dict[str, dict[str, Any]]:
+        """Of whom each object of the pool is, by its name: a volume, or a snapshot with its volume's object."""
         host = f"{self._driver.backend}#{pool}"
-        rows = self._db.read(lambda session: volumes.living(session, self._driver.backend, Volume.host == host))
-        return {self._object_name(row): row.id for row in rows}
+
+        def work(session: Session) -> dict[str, dict[str, Any]]:
+            found: dict[str, dict[str, Any]] = {}
+            rows = {row.id: row for row in volumes.living(session, self._driver.backend, Volume.host == host)}
+            for row in rows.values():
+                found[self._object_name(row)] = {"volume_id": row.id}
+            for snapshot in snapshots.on(session, host):
+                source = {"source-name": self._object_name(rows[snapshot.volume_id])}
+                found[self._snapshot_name(snapshot.id)] = {"snapshot_id": snapshot.id, "source_reference": source}
+            return found
+
+        return self._db.read(work)
+
+    def _entry(self, pool: str, found: Adoptable, owners: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        gib = whole_gib(found.size)
+        grown = f"; it will be grown with zeros to {gib} GiB" if gib * GIB > found.size and found.reason is None else ""
+        return {
+            "pool": pool,
+            "reference": found.reference,
+            "id": found.id,
+            "size": gib,
+            "reason": found.reason,
+            "extra_info": f"{found.size} bytes{grown}",
+            "snapshots": Capability.SNAPSHOTS in self._driver.capabilities,
+            **_NOBODYS,
+            **owners.get(found.name or "", {}),
+        }
 
 
-def _entry(pool: str, found: Adoptable, ids: dict[str, str]) -> dict[str, Any]:
-    gib = whole_gib(found.size)
-    grown = f"; it will be grown with zeros to {gib} GiB" if gib * GIB > found.size and found.reason is None else ""
-    return {
-        "pool": pool,
-        "reference": found.reference,
-        "id": found.id,
-        "size": gib,
-        "reason": found.reason,
-        "volume_id": ids.get(found.name or ""),
-        "extra_info": f"{found.size} bytes{grown}",
-    }
-
-
-def _place(volume: Volume) -> str:
+def place(volume: Volume) -> str:
+    """Return the pool that a volume lies in."""
     pool = BackendName.parse(volume.host or "").pool
     assert pool is not None, "a volume's host always names the pool"
     return pool

@@ -28,13 +28,13 @@ from migrator.db.models import Migration, Snapshot, Volume, utcnow
 from migrator.drivers.base import VolumeDriver
 from migrator.notifications import OFF, Notifications
 from migrator.rpc import VERSION, VolumeClient
-from migrator.volume.adoption import Adoption
 from migrator.volume.cleanup import CleanUp
 from migrator.volume.connections import Connections
 from migrator.volume.export_destination import Destinations
 from migrator.volume.exports import Exports
 from migrator.volume.inventory import Inventory
 from migrator.volume.questions import Questions
+from migrator.volume.snapshot_adoption import SnapshotAdoption
 
 LOG = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class ObjectLocks:
                     self._locks[name] = (lock, users - 1)
 
 
-class VolumeManager(Destinations, Connections, Adoption, CleanUp, Inventory, Questions):
+class VolumeManager(Destinations, Connections, SnapshotAdoption, CleanUp, Inventory, Questions):
     """Volumes and snapshots of one backend, and what migrations of others want of it as their destination."""
 
     target = messaging.Target(version=VERSION)
@@ -264,8 +264,7 @@ class VolumeManager(Destinations, Connections, Adoption, CleanUp, Inventory, Que
             else:
                 handlers[volume.status](context, volume_id=volume_id)
         for snapshot_id, status in self._db.read(lambda session: _pending_snapshots(session, service)):
-            handler = self.create_snapshot if status == "creating" else self.delete_snapshot
-            handler(context, snapshot_id=snapshot_id)
+            getattr(self, _PENDING_SNAPSHOTS[status])(context, snapshot_id=snapshot_id)
 
     def _still_pending(self, service: str, volume_id: str) -> Volume | None:
         """The volume or twin as it is now, if it still waits here: what came before it may have taken long."""
@@ -408,7 +407,8 @@ class VolumeManager(Destinations, Connections, Adoption, CleanUp, Inventory, Que
 
     def _delete_snapshot(self, volume: Volume, snapshot: Snapshot) -> None:
         with self._news.around("snapshot.delete", snapshot, {"status": "deleted"}, failed="error_deleting"):
-            self._driver.delete_snapshot(_pool(volume), self._name(volume), self._snapshot_name(snapshot.id))
+            if snapshot.adoption is None:  # or else what it refers to, and lies under its name perhaps, is its owner's
+                self._driver.delete_snapshot(_pool(volume), self._name(volume), self._snapshot_name(snapshot.id))
         self._set_snapshot(snapshot.id, status="deleted", deleted_at=utcnow())
 
     def _set_snapshot(self, snapshot_id: str, **values: Any) -> None:
@@ -446,6 +446,13 @@ _PENDING = {
     "managing": "manage_volume",
     "unmanaging": "unmanage_volume",
 }
+#: The same of a snapshot's.
+_PENDING_SNAPSHOTS = {
+    "creating": "create_snapshot",
+    "deleting": "delete_snapshot",
+    "managing": "manage_snapshot",
+    "unmanaging": "unmanage_snapshot",
+}
 
 
 def _is_pending() -> sa.ColumnElement[bool]:
@@ -463,7 +470,7 @@ def _pending_snapshots(session: Session, service: str) -> list[tuple[str, str]]:
         .where(
             Volume.host.startswith(service + "#", autoescape=True),
             Snapshot.deleted_at.is_(None),
-            Snapshot.status.in_(["creating", "deleting"]),
+            Snapshot.status.in_(_PENDING_SNAPSHOTS),
         )
     )
     return [(snapshot_id, status) for snapshot_id, status in session.execute(query)]

@@ -28,9 +28,12 @@ from migrator.context import RequestContext
 from migrator.db import api as db_api
 from migrator.db import migrations, services, volumes
 from migrator.db.models import Attachment, Base, Migration, Service, Snapshot, Volume, VolumeType, utcnow
+from migrator.drivers import memory
+from migrator.drivers.base import VolumeDriver
 from tests.api.plant import DESTINATION as DESTINATION
 from tests.api.plant import SOURCE as SOURCE
 from tests.api.plant import Plant
+from tests.api.storage import Storage
 from tests.conftest import require
 from tests.support import deployment
 
@@ -426,3 +429,18 @@ def plant(api: Api, tmp_path: Path) -> Iterator[Plant]:
     plant = Plant(api, tmp_path)
     yield plant
     plant.stop()
+
+
+@pytest.fixture
+def store(api: Api) -> Iterator[Callable[[VolumeDriver], Storage]]:
+    """Return a function that starts the service of a driver on the application's bus."""
+    made: list[Storage] = []
+
+    def store(driver: VolumeDriver) -> Storage:
+        made.append(Storage(api, driver))
+        return made[-1]
+
+    yield store
+    for storage in made:
+        storage.stop()
+    memory.reset()

@@ -221,16 +221,3 @@ def test_workers(api: Api) -> None:
         ],
     )
     assert api.contents() == before
-
-
-def test_snapshots_are_not_managed(api: Api) -> None:
-    """No backend knows whose snapshot a file is; migrator/api/README.rst."""
-    taken = {"snapshot": {"volume_id": UUID, "ref": {"source-name": "s"}}}
-    run(
-        api,
-        [
-            Step("not listed", f"GET /manageable_snapshots?host={SOURCE}", 404, version=NEWEST),
-            Step("not managed", "POST /manageable_snapshots", 404, {}, taken, version=NEWEST),
-            Step("nor as of old", "POST /os-snapshot-manage", 404, {}, taken),
-        ],
-    )

@@ -18,9 +18,10 @@ from migrator import rpc
 from migrator.conf import GIB
 from migrator.drivers.file import FileDriver
 from tests.api.conftest import Api, Peers, _Scheduler
+from tests.api.storage import BACKEND, PLACE, Storage, begin, lay
 from tests.api.test_clients import _Quiet, _Server, _session
-from tests.api.test_manageable import BACKEND, PLACE, Storage, begin, lay
 from tests.contract.worlds import options
+from tests.support.waiting import until
 
 
 @pytest.fixture
@@ -72,6 +73,23 @@ def test_cinderclient_takes_over_a_file_and_gives_it_up(client: Any, storage: St
     assert begin(tmp_path / "pool1" / f"volume-{made.id}") == b"old data"
     with pytest.raises(cinder_exceptions.BadRequest, match="there is no 'y'"):
         client.volumes.manage(PLACE, {"source-name": "y"})
+
+
+def test_cinderclient_takes_over_a_snapshot_and_gives_it_up(
+    api: Api, client: Any, storage: Storage, tmp_path: Path
+) -> None:
+    lay(tmp_path / "pool1" / "x.img", size=GIB)
+    volume_id = api.make_volume(host=PLACE)
+    (found,) = client.volume_snapshots.list_manageable(PLACE, detailed=True)
+    assert (found.reference, found.size, found.source_reference) == ({"source-name": "x.img"}, 1, None)
+    made = client.volume_snapshots.manage(volume_id, found.reference, name="taken", metadata={"k": "v"})
+    assert (made.volume_id, made.name, made.metadata) == (volume_id, "taken", {"k": "v"})
+    until(lambda: client.volume_snapshots.get(made.id).status == "available", "it is managed")
+    (entry,) = client.volume_snapshots.list_manageable(PLACE, detailed=True)
+    assert (entry.cinder_id, entry.reason_not_safe) == (made.id, "it is managed already")
+    client.volume_snapshots.unmanage(made.id)
+    until(lambda: client.volume_snapshots.list() == [], "it is forgotten")
+    assert begin(tmp_path / "pool1" / f"snapshot-{made.id}") == b"old data"
 
 
 def test_cinderclient_on_metadata_types_and_snapshots(api: Api, client: Any) -> None:

@@ -3,62 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from migrator import rpc
 from migrator.conf import GIB
 from migrator.db import volumes
-from migrator.drivers import memory
 from migrator.drivers.base import VolumeDriver
 from migrator.drivers.file import FileDriver
-from migrator.drivers.memory import Fault, MemoryDriver
+from migrator.drivers.memory import MemoryDriver
 from migrator.errors import DriverError, NoSpace
-from migrator.volume.manager import VolumeManager
 from tests.api.arcs import Step, run
-from tests.api.conftest import Answer, Api
+from tests.api.conftest import Api
+from tests.api.storage import BACKEND, PLACE, Storage, begin, fail, lay
 from tests.contract.test_adoption import require_leases
 from tests.contract.worlds import options
 from tests.support.waiting import until
 
-BACKEND, PLACE = "a@file1", "a@file1#pool1"
 UUID = "5c1f2cf6-0000-4000-8000-000000000000"
-
-
-def ignore(*_args: Any) -> None:
-    """What the manager asks of others is not looked at here."""
-
-
-class Storage:
-    """A backend's service with its storage, on the API's bus."""
-
-    def __init__(self, api: Api, driver: VolumeDriver) -> None:
-        driver.start()
-        self.api, self.driver = api, driver
-        self.manager = VolumeManager(api.conf, api.db, driver, ignore, ignore)
-        self.server = rpc.server(api.bus, rpc.VOLUME_TOPIC, driver.backend, [self.manager])
-        self.server.start()
-
-    def stop(self) -> None:
-        """Not waited for, which takes a second: each test has waited for what it asked for."""
-        self.server.stop()
-
-    def manage(self, reference: dict[str, Any], **more: Any) -> Answer:
-        body = {"host": PLACE, "ref": reference, **more}
-        return self.api("POST", "/manageable_volumes", {"volume": body}, version="3.8")
-
-    def settled(self, volume_id: str) -> Any:
-        """The volume, once it is neither managing nor unmanaging."""
-        until(lambda: self.api.get_volume(volume_id).status not in ("managing", "unmanaging"), "the volume settled")
-        return self.api.get_volume(volume_id)
-
-    def listed(self, query: str = "", kind: str = "/detail") -> list[dict[str, Any]]:
-        answer = self.api("GET", f"/manageable_volumes{kind}?host=a@file1%23pool1{query}", version="3.8")
-        assert answer.status == 200, answer.text
-        return list(answer.json["manageable-volumes"])
 
 
 @pytest.fixture
@@ -76,46 +40,19 @@ def pool(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def make(api: Api) -> Iterator[Callable[[VolumeDriver], Storage]]:
-    made: list[Storage] = []
-
-    def make(driver: VolumeDriver) -> Storage:
-        made.append(Storage(api, driver))
-        return made[-1]
-
-    yield make
-    for storage in made:
-        storage.stop()
-    memory.reset()
-
-
-@pytest.fixture
-def files(make: Callable[[VolumeDriver], Storage], pool: Path) -> Storage:
+def files(store: Callable[[VolumeDriver], Storage], pool: Path) -> Storage:
     """A backend of files."""
     paths = {"pool1": str(pool), "pool2": str(pool.parent / "pool2")}
-    return make(FileDriver(BACKEND, options(file_pools=paths, file_thin_provisioning=True)))
+    return store(FileDriver(BACKEND, options(file_pools=paths, file_thin_provisioning=True)))
 
 
 @pytest.fixture
-def faulty(make: Callable[[VolumeDriver], Storage]) -> Storage:
+def faulty(store: Callable[[VolumeDriver], Storage]) -> Storage:
     """A backend in memory, with the object ``stray`` of 7 bytes, whose calls can be made to fail."""
     driver = MemoryDriver(BACKEND, options(memory_pools=["pool1"]))
-    storage = make(driver)
+    storage = store(driver)
     driver.lay("pool1", "stray", b"content")
     return storage
-
-
-def lay(path: Path, content: bytes = b"old data", size: int | None = None) -> Path:
-    path.write_bytes(content)
-    if size is not None:
-        os.truncate(path, size)
-    return path
-
-
-def begin(path: Path) -> bytes:
-    """The first bytes of a file that is a GiB or two of zeros otherwise."""
-    with path.open("rb") as file:
-        return file.read(8)
 
 
 # --- manage ----------------------------------------------------------------------------------------------------------
@@ -285,14 +222,9 @@ def test_one_file_becomes_one_volume(api: Api, files: Storage, pool: Path) -> No
 # --- faults ----------------------------------------------------------------------------------------------------------
 
 
-def _fail(storage: Storage, call: str, error: Exception, times: int | None = 1) -> None:
-    assert isinstance(storage.driver, MemoryDriver)
-    storage.driver.faults.order(call, Fault.error(error), times=times)
-
-
 @pytest.mark.parametrize("call", ["adopt", "extend"])
 def test_what_cannot_be_taken_is_left_to_its_owner(api: Api, faulty: Storage, call: str) -> None:
-    _fail(faulty, call, NoSpace(where=PLACE, reason="not a byte"))
+    fail(faulty, call, NoSpace(where=PLACE, reason="not a byte"))
     volume = faulty.settled(faulty.manage({"source-name": "stray"}).json["volume"]["id"])
     assert (volume.status, volume.host) == ("error_managing", None)
     (message,) = api("GET", f"/messages?resource_uuid={volume.id}", version="3.5").json["messages"]
@@ -309,8 +241,8 @@ def test_what_cannot_be_taken_is_left_to_its_owner(api: Api, faulty: Storage, ca
 
 def test_while_the_storage_does_not_answer_the_volume_waits_and_the_sweep_goes_on(faulty: Storage) -> None:
     error = DriverError(backend=BACKEND, reason="gone")
-    _fail(faulty, "adopt", error)
-    _fail(faulty, "exists", error)
+    fail(faulty, "adopt", error)
+    fail(faulty, "exists", error)
     volume_id = faulty.manage({"source-name": "stray"}).json["volume"]["id"]
     assert isinstance(faulty.driver, MemoryDriver)
     asked = faulty.driver.faults
@@ -322,8 +254,8 @@ def test_while_the_storage_does_not_answer_the_volume_waits_and_the_sweep_goes_o
 
 
 def test_what_can_neither_be_kept_nor_given_back_stays_named(api: Api, faulty: Storage) -> None:
-    _fail(faulty, "extend", NoSpace(where=PLACE, reason="full"))
-    _fail(faulty, "disown", NoSpace(where=PLACE, reason="stuck"))
+    fail(faulty, "extend", NoSpace(where=PLACE, reason="full"))
+    fail(faulty, "disown", NoSpace(where=PLACE, reason="stuck"))
     volume = faulty.settled(faulty.manage({"source-name": "stray"}).json["volume"]["id"])
     assert (volume.status, volume.host) == ("error_managing", PLACE)
     (message,) = api("GET", f"/messages?resource_uuid={volume.id}", version="3.5").json["messages"]
@@ -377,7 +309,7 @@ def _with(api: Api, add: Callable[[str], object]) -> str:
 
 
 def test_a_volume_that_the_storage_keeps_says_so(api: Api, faulty: Storage) -> None:
-    _fail(faulty, "disown", DriverError(backend=BACKEND, reason="stuck"))
+    fail(faulty, "disown", DriverError(backend=BACKEND, reason="stuck"))
     volume_id = faulty.settled(faulty.manage({"source-name": "stray"}).json["volume"]["id"]).id
     assert api("POST", f"/volumes/{volume_id}/action", {"os-unmanage": {}}).status == 202
     assert faulty.settled(volume_id).status == "error_unmanaging"

@@ -120,8 +120,7 @@ _QUERIES = {
     "/migrations/plan": "?volume_id={volume_id}",
     **dict.fromkeys(("/volumes", "/volumes/detail", "/snapshots", "/snapshots/detail"), "?all_tenants=1&with_count=1"),
     **dict.fromkeys(("/attachments", "/attachments/detail"), "?all_tenants=1"),
-    **{f"/{what}{tail}": f"?host={SOURCE}" for what in ("manageable_volumes", "os-volume-manage")
-       for tail in ("", "/detail")},
+    **{path: f"?host={SOURCE}" for path in READS if "manage" in path},
     "/scheduler-stats/get_pools": "?detail=true",
 }  # fmt: skip
 #: Nothing to show: no type encrypts.

@@ -23,6 +23,11 @@ ACCESS = {"volume_type_id": TYPE_ID, "project_id": "demo"}
 
 ANSWERS: dict[str, Answer | list[Answer]] = {
     "GET /manageable_volumes/detail": (200, {"manageable-volumes": [ENTRY]}),
+    "GET /manageable_snapshots/detail": (
+        200,
+        {"manageable-snapshots": [{**ENTRY, "source_reference": None}, {**ENTRY, "source_reference": {"a": "b"}}]},
+    ),
+    "POST /manageable_snapshots": (202, {"snapshot": {"id": OTHER_ID, "volume_id": VOLUME_ID, "status": "managing"}}),
     "POST /manageable_volumes": (202, {"volume": volume(status="managing")}),
     f"POST /volumes/{VOLUME_ID}/action": (202, {}),
     "PUT /os-services/freeze": (200, {}),
@@ -53,6 +58,25 @@ CHANGES: list[tuple[str, str, Any]] = [
         },
     ),
     (f"unmanage {VOLUME_ID}", f"POST /volumes/{VOLUME_ID}/action", {"os-unmanage": {}}),
+    (
+        f"snapshot-manage {VOLUME_ID} x.img",
+        "POST /manageable_snapshots",
+        {"snapshot": {"volume_id": VOLUME_ID, "ref": {"source-name": "x.img"}}},
+    ),
+    (
+        f"snapshot-manage {VOLUME_ID} 7 --id-type source-id --name n --description d --metadata a=b",
+        "POST /manageable_snapshots",
+        {
+            "snapshot": {
+                "volume_id": VOLUME_ID,
+                "ref": {"source-id": "7"},
+                "name": "n",
+                "description": "d",
+                "metadata": {"a": "b"},
+            }
+        },
+    ),
+    (f"snapshot-unmanage {OTHER_ID}", f"POST /snapshots/{OTHER_ID}/action", {"os-unmanage": {}}),
     ("service-freeze a@file1", "PUT /os-services/freeze", {"host": "a@file1"}),
     ("service-thaw a@file1", "PUT /os-services/thaw", {"host": "a@file1"}),
     (
@@ -95,6 +119,12 @@ def test_lists() -> None:
             "Volume": None,
             "Extra Info": "7 bytes",
         }
+    ]
+    with serving(ANSWERS) as service_:
+        found = json.loads(service_.run("snapshot-manageable-list", PLACE, "-f", "json").out)
+    assert [(each["Reference"], each["Source Reference"]) for each in found] == [
+        ("source-name=x.img", ""),
+        ("source-name=x.img", "a=b"),
     ]
     assert service.requests[0].query == {"host": [PLACE]}
     assert access == [{"Volume Type": TYPE_ID, "Project": "demo"}]
