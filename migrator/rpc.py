@@ -56,7 +56,10 @@ class _Serializer(messaging.NoOpSerializer):  # type: ignore[misc]
         return values
 
     def deserialize_context(self, context: dict[str, Any]) -> RequestContext:
-        return RequestContext.from_dict(context)  # type: ignore[no-any-return]
+        """Called by the thread that is about to answer, and that had another request's context before."""
+        found: RequestContext = RequestContext.from_dict(context)
+        found.take_thread()
+        return found
 
 
 def transport(conf: Conf) -> messaging.Transport:

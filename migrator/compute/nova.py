@@ -13,6 +13,7 @@ from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 from migrator import conf as config
 from migrator import errors
 from migrator.compute.base import Compute, Uses
+from migrator.context import current
 
 #: The oldest microversion: swapping has not changed since.
 _SWAP = "2.1"
@@ -87,6 +88,7 @@ class Nova(Compute):
                 status_code_retries=retries,
                 retriable_status_codes=_OVERLOADED,
                 raise_exc=False,
+                global_request_id=_request_id(),
             )
         except exceptions.ClientException as error:
             raise _translated(error) from error
@@ -110,6 +112,12 @@ class Nova(Compute):
                 except exceptions.ClientException as error:
                     raise errors.ComputeUnreachable(reason=f"[nova] cannot be used: {error}") from error
             return self._adapter
+
+
+def _request_id() -> str | None:
+    """Return the id by which Nova shall know what this is part of: its logs then name the request that began it."""
+    found = current()
+    return None if found is None else str(found.global_id)
 
 
 def _translated(error: exceptions.ClientException) -> errors.MigratorError:

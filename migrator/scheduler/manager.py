@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 from migrator import errors
 from migrator.backend_name import BackendName
 from migrator.conf import Conf
-from migrator.context import RequestContext, service_context
+from migrator.context import RequestContext, current_request_id, service_context
 from migrator.db import messages, migrations, services, usage, volumes
 from migrator.db.api import Database, clock, execute
 from migrator.db.migrations import Outcome
@@ -377,7 +377,7 @@ def _creation_failed(session: Session, volume_id: str, reason: str) -> None:
         messages.add(
             session,
             project_id=volume.project_id,
-            request_id=None,
+            request_id=current_request_id(),
             resource_uuid=volume_id,
             event="create",
             text=reason,

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from migrator import errors
 from migrator.backend_name import BackendName
 from migrator.conf import GIB
-from migrator.context import RequestContext
+from migrator.context import RequestContext, current_request_id
 from migrator.db import messages, snapshots, volumes
 from migrator.db.models import Volume, utcnow
 from migrator.drivers.base import Adoptable, Capability, VolumeDriver, find_adoptable
@@ -215,5 +215,10 @@ def _not_given_up(session: Session, volume: Volume, text: str) -> None:
 
 def _tell(session: Session, volume: Volume, event: str, text: str) -> None:
     messages.add(
-        session, project_id=volume.project_id, request_id=None, resource_uuid=volume.id, event=event, text=text
+        session,
+        project_id=volume.project_id,
+        request_id=current_request_id(),
+        resource_uuid=volume.id,
+        event=event,
+        text=text,
     )

@@ -21,7 +21,7 @@ from migrator import errors
 from migrator.backend_name import BackendName
 from migrator.compute.base import Compute
 from migrator.conf import GIB, Conf
-from migrator.context import RequestContext, service_context
+from migrator.context import RequestContext, current, current_request_id, service_context
 from migrator.db import attachments, messages, twins, volumes
 from migrator.db.api import Database, now_seconds
 from migrator.db.models import Migration, Snapshot, Volume, utcnow
@@ -359,7 +359,11 @@ class VolumeManager(Destinations, Connections, SnapshotAdoption, CleanUp, Invent
         if object_id in self._waiting:
             return  # a message and the sweep may both have come for it
 
+        whose = current()
+
         def again() -> None:
+            if whose is not None:
+                whose.take_thread()
             self._waiting.discard(object_id)
             work()
 
@@ -385,7 +389,7 @@ class VolumeManager(Destinations, Connections, SnapshotAdoption, CleanUp, Invent
                 messages.add(
                     session,
                     project_id=volume.project_id,
-                    request_id=None,
+                    request_id=current_request_id(),
                     resource_uuid=volume.id,
                     event=event,
                     text=text,
@@ -422,7 +426,7 @@ class VolumeManager(Destinations, Connections, SnapshotAdoption, CleanUp, Invent
             lambda session: messages.add(
                 session,
                 project_id=snapshot.project_id,
-                request_id=None,
+                request_id=current_request_id(),
                 resource_uuid=snapshot.id,
                 event="snapshot",
                 text=error.message,

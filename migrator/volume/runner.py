@@ -20,6 +20,7 @@ from oslo_db import exception as db_exc
 from sqlalchemy.orm import Session
 
 from migrator import errors, machine
+from migrator.context import RequestContext
 from migrator.db import migrations
 from migrator.db.api import Database, clock
 from migrator.db.migrations import Outcome
@@ -168,6 +169,7 @@ class Runner:
     # --- one migration ---
 
     def _work(self, migration_id: str) -> None:
+        RequestContext(overwrite=True)  # the thread had the last migration's
         try:
             self.run(migration_id)
         except errors.NotFound:
@@ -192,6 +194,9 @@ class Runner:
     def run(self, migration_id: str) -> None:
         """Claim the migration and do its steps until it is over or no longer ours."""
         row = claim(self._db, migration_id, self.owner, self._settings.lease_seconds)
+        if row is not None:  # its lines, and what it asks of other services, are of the request that began it
+            whose = {"user_id": row.user_id, "project_id": row.project_id, "request_id": row.request_id}
+            RequestContext(overwrite=True, **whose)
         if row is not None and _is_beginning(row):
             self._began(row)
         while row is not None:

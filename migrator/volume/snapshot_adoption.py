@@ -10,7 +10,7 @@ from oslo_messaging.rpc import expose
 from sqlalchemy.orm import Session
 
 from migrator import errors
-from migrator.context import RequestContext
+from migrator.context import RequestContext, current_request_id
 from migrator.db import messages, snapshots, volumes
 from migrator.db.models import Snapshot, Volume
 from migrator.volume.adoption import Adoption, place
@@ -114,7 +114,7 @@ class SnapshotAdoption(Adoption):
                 messages.add(
                     session,
                     project_id=snapshot.project_id,
-                    request_id=None,
+                    request_id=current_request_id(),
                     resource_uuid=snapshot.id,
                     event=event,
                     text=text,

@@ -18,9 +18,11 @@ import pytest
 from migrator import compute, errors
 from migrator import conf as config
 from migrator.compute.base import Compute, Uses
+from migrator.context import RequestContext
 from tests.support.nbd import make_secrets
 
 SERVER, OLD, NEW = "s" * 8, "o" * 8, "n" * 8
+REQUEST = "req-5c1f2cf6-0000-4000-8000-000000000000"
 
 
 class Peer:
@@ -106,11 +108,13 @@ def test_a_name_that_nothing_answers_to() -> None:
 
 def test_a_swap_is_asked_for_as_nova_wants_it(peer: Peer) -> None:
     peer.say((202, ""))
+    RequestContext(request_id=REQUEST, overwrite=True)
     client(peer.url).swap(SERVER, OLD, NEW)
     ((method, path, headers, body),) = peer.heard
     assert (method, path) == ("PUT", f"/v2.1/servers/{SERVER}/os-volume_attachments/{OLD}")
     assert body == {"volumeAttachment": {"volumeId": NEW}}
     assert headers["X-OpenStack-Nova-API-Version"] == "2.1"
+    assert headers["X-Openstack-Request-Id"] == REQUEST, "its logs name what this is part of"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import threading
 
 import sqlalchemy as sa
 
+from migrator.context import current_request_id, service_context
 from migrator.db import migrations
 from migrator.db.api import Database
 from migrator.db.migrations import Outcome
@@ -19,8 +20,8 @@ SETTINGS = Settings(lease_seconds=30, sweep_seconds=3600, attempts=3, retry_seco
 STEP = "create_destination"
 
 
-def waiting_for(db: Database, step: str) -> Migration:
-    row = rows.add_migration(db, rows.add_volume(db))
+def waiting_for(db: Database, step: str, **values: str) -> Migration:
+    row = rows.add_migration(db, rows.add_volume(db), **values)
     db.run(lambda session: session.execute(sa.update(Migration).where(Migration.id == row.id).values(step=step)))
     return row
 
@@ -49,6 +50,25 @@ def test_who_is_asked_for_what_it_works_on_looks_at_it_again_behind_that(db: Dat
         runner.stop()
     assert calls == [row.id] * 2
     assert rows.migration(db, row.id).owner is None
+
+
+def test_each_migration_is_worked_on_under_the_id_of_the_request_that_began_it(db: Database) -> None:
+    """In one thread, which has had another's before; the calls of a step carry it on."""
+    asked = [waiting_for(db, STEP, request_id=f"req-{number}") for number in range(3)]
+    seen: dict[str, tuple[str | None, str | None]] = {}
+
+    def step(migration: Migration) -> Outcome:
+        seen[migration.id] = current_request_id(), service_context().request_id
+        raise Interrupted("that is all")
+
+    runner = Runner(db, {(STEP, Direction.FORWARD): step}, sa.true, SETTINGS)
+    try:
+        for row in asked:
+            runner.submit(row.id)
+        until(lambda: len(seen) == 3 and not runner.active(), "all were worked on")
+    finally:
+        runner.stop()
+    assert seen == {row.id: (row.request_id, row.request_id) for row in asked}
 
 
 def test_a_lease_that_ran_out_is_renewed_unless_another_has_the_row(any_db: Database) -> None:
