@@ -144,6 +144,23 @@ def pairs(text: str, field: str) -> dict[str, str]:
     return found
 
 
+def json_pairs(column: Any, name: str, since: Version = MIN) -> Filter:
+    """A filter of pairs in a JSON column; all of them must be there.
+
+    Not every database finds, by a path into JSON, keys with characters that are escaped there.
+    """
+    import sqlalchemy as sa
+
+    def condition(text: str) -> Condition:
+        wanted = pairs(text, name)
+        for key in wanted:
+            if '"' in key or "\\" in key or not (key.isascii() and key.isprintable()):
+                raise errors.InvalidInput(field=name, reason=f"nothing can be looked for by the key {key[:40]!r}")
+        return sa.and_(sa.true(), *(column[key].as_string() == value for key, value in wanted.items()))
+
+    return Filter(condition, since)
+
+
 def _is_storable(text: str) -> bool:
     """Tell whether a database can compare with that: escapes may stand for what no query itself can hold."""
     return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)

@@ -54,7 +54,9 @@ QUERIES: dict[str, Mapping[str, Query]] = {
     "GET /snapshots/detail": _SNAPSHOTS,
     "GET /attachments": _ATTACHMENTS,
     "GET /attachments/detail": _ATTACHMENTS,
-    "GET /types": _filters(types.FILTERS) | {"is_public": _TEXT} | _PAGE,
+    "GET /types": _filters(types.FILTERS)
+    | {"is_public": _TEXT, "extra_specs": _TEXT._replace(since=versions.TYPE_EXTRA_SPECS)}
+    | _PAGE,
     "GET /messages": _filters(messages.FILTERS) | _PAGE,
     "GET /migrations/plan": dict.fromkeys(plan.PARAMETERS, _TEXT)
     | dict.fromkeys(("force_host_copy", "lock_volume"), _FLAG)

@@ -7,8 +7,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from migrator import errors
-from migrator.api import lists, schemas, views
+from migrator import errors, policy
+from migrator.api import lists, schemas, versions, views
 from migrator.api.lists import Filter
 from migrator.api.types_access import check_visible, visible
 from migrator.api.wsgi import Answer, Request
@@ -25,7 +25,11 @@ FILTERS: dict[str, Filter] = {
 def index(request: Request) -> Answer:
     page, rest = lists.split(request)
     rest.pop("all_tenants", None)  # types belong to no tenant; clients send it all the same
-    scope = sa.and_(VolumeType.deleted_id == "", *_publicity(request, rest.pop("is_public", None)))
+    scope = sa.and_(
+        VolumeType.deleted_id == "",
+        *_publicity(request, rest.pop("is_public", None)),
+        *_with_specs(request, rest),
+    )
     filters = lists.conditions(request, FILTERS, rest)
     rows = request.read(lambda session: listing.TYPES.fetch(session, scope, filters, page))
     shown = [views.volume_type(request, row) for row in rows]
@@ -43,6 +47,17 @@ def _publicity(request: Request, asked: str | None) -> list[Any]:
     if asked.lower() == "none":
         return []
     return [open_to_caller if lists.truth("is_public")(asked) else VolumeType.is_public.is_(False)]
+
+
+def _with_specs(request: Request, rest: lists.Parameters) -> list[Any]:
+    """Return the condition on ``extra_specs`` (3.52), by which nobody learns of specs that are not shown to them."""
+    if request.version < versions.TYPE_EXTRA_SPECS or "extra_specs" not in rest:
+        return []
+    wanted = lists.pairs(rest.pop("extra_specs"), "extra_specs")
+    hidden = not request.allows(policy.SEE_SENSITIVE_SPECS, request.context.project_id)
+    if hidden and not set(wanted) <= set(views.PUBLIC_EXTRA_SPECS):
+        return [sa.false()]
+    return [types.has_spec(key, value) for key, value in wanted.items()]
 
 
 def show(request: Request, type_id: str) -> Answer:

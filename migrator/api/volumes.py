@@ -34,6 +34,7 @@ FILTERS: dict[str, Filter] = {
             sa.true(), *(listing.volume_metadata(*pair) for pair in lists.pairs(text, "metadata").items())
         )
     ),
+    "glance_metadata": lists.json_pairs(Volume.image_metadata, "glance_metadata", versions.GLANCE_METADATA),
     "group_id": Filter(lambda text: Volume.group_id == text, versions.GROUP_FILTER),
     "created_at": lists.times(Volume.created_at, "created_at"),
     "updated_at": lists.times(sa.func.coalesce(Volume.updated_at, Volume.created_at), "updated_at"),

@@ -36,6 +36,14 @@ def find_by_name(session: Session, name: str) -> VolumeType | None:
     return session.scalar(sa.select(VolumeType).where(_LIVING, VolumeType.name == name))
 
 
+def has_spec(key: str, value: str) -> sa.ColumnElement[bool]:
+    """SQL: the type has this extra spec."""
+    spec = sa.select(ExtraSpec.key).where(
+        ExtraSpec.type_id == VolumeType.id, ExtraSpec.key == key, ExtraSpec.value == value
+    )
+    return spec.correlate(VolumeType).exists()
+
+
 def create(session: Session, specs: Mapping[str, str | None], **values: Any) -> VolumeType:
     """Add a type with its extra specs; raises Conflict when the name is taken."""
     type_id = str(uuid.uuid4())

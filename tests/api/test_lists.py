@@ -247,6 +247,10 @@ def test_every_database_filters_sorts_and_pages_alike(any_api: Api) -> None:
     any_api.make_snapshot(volumes["a"], meta={"k": "v"})
     assert len(any_api("GET", "/snapshots?metadata=" + quote("{'k': 'v'}")).json["snapshots"]) == 1
     assert any_api("GET", "/snapshots?metadata=" + quote("{'k': 'w'}")).json["snapshots"] == []
+    any_api.make_volume(display_name="f", image_metadata={"os": "größe", "arch": "x"})
+    assert names(any_api, "glance_metadata=" + quote("{'os': 'größe', 'arch': 'x'}"), version="3.4") == ["f"]
+    assert names(any_api, "glance_metadata=" + quote("{'os': 'größe', 'arch': 'y'}"), version="3.4") == []
+    assert "glance_metadata" in any_api("GET", "/volumes?glance_metadata=" + quote("{'os': ''}"), version="3.3").fault
     for _ in range(2):
         answer = any_api("POST", "/types", {"volume_type": {"name": "größe 💾"}})
     assert answer.status == 409

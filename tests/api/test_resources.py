@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import sqlalchemy as sa
@@ -102,6 +103,20 @@ def test_a_snapshot_of_nothing_is_buried_at_once(api: Api) -> None:
 # --- types -----------------------------------------------------------------------------------------------------------
 
 
+def _by_specs() -> list[Step]:
+    """Types by their extra specs, where one of them is public and the other describes the deployment."""
+    known, hidden = (quote(str(specs)) for specs in ({"multiattach": "<is> False"}, {"tier": "1"}))
+    other = quote(str({"tier": "2"}))
+    return [
+        Step("by a spec", f"GET /types?extra_specs={hidden}", 200, {"volume_types.#": 1}, version="3.52"),
+        Step("by a value none has", f"GET /types?extra_specs={other}", 200, {"volume_types": []}, version="3.52"),
+        Step("not before", f"GET /types?extra_specs={hidden}", 400, {"fault": "extra_specs"}, version="3.51"),
+        Step("by what is shown", f"GET /types?extra_specs={known}", 200, {"volume_types.#": 1}, None, "joe", "3.52"),
+        Step("and not else", f"GET /types?extra_specs={hidden}", 200, {"volume_types": []}, None, "joe", "3.52"),
+        Step("no pairs", "GET /types?extra_specs=x", 400, {"fault": "extra_specs"}, version="3.52"),
+    ]  # fmt: skip
+
+
 def test_the_life_of_a_volume_type(api: Api) -> None:
     new = {
         "volume_type": {
@@ -155,6 +170,7 @@ def test_the_life_of_a_volume_type(api: Api) -> None:
                 {"volume_types.#": 1, "volume_types.0.name": "secret"},
             ),
             Step("or what is meant", "GET /types?is_public=perhaps", 400),
+            *_by_specs(),
             Step(
                 "page by page", "GET /types?is_public=None&limit=1&sort=name", 200, {"volume_type_links.0.rel": "next"}
             ),
