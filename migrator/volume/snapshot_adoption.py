@@ -30,6 +30,10 @@ class SnapshotAdoption(Adoption):
         """Tell whether a migration still works on the volume."""
         raise AssertionError("the endpoint has its own")
 
+    def _is_here(self, volume: Volume) -> bool:
+        """Tell whether the volume lives on this backend."""
+        raise AssertionError("the endpoint has its own")
+
     def _after_migration(self, object_id: str, work: Callable[[], None]) -> None:
         """Come back to ``work`` for an object soon."""
         raise AssertionError("the endpoint has its own")
@@ -91,12 +95,12 @@ class SnapshotAdoption(Adoption):
         self._report()
 
     def _still_snapshot(self, snapshot_id: str, status: str) -> tuple[Snapshot, Volume] | None:
-        """The snapshot with its volume, if it still waits for that."""
+        """The snapshot with its volume, if it still waits for that, and here: each place looks for its own."""
 
         def work(session: Session) -> tuple[Snapshot, Volume] | None:
             snapshot = snapshots.find(session, snapshot_id)
             volume = volumes.find(session, snapshot.volume_id) if snapshot is not None else None
-            if snapshot is None or snapshot.status != status or volume is None or volume.host is None:
+            if snapshot is None or snapshot.status != status or volume is None or not self._is_here(volume):
                 return None
             return snapshot, volume
 

@@ -14,7 +14,7 @@ import pytest
 from tests.support.audit import content
 from tests.support.bed import A, Bed
 from tests.support.data import GIB
-from tests.support.nova import Image
+from tests.support.plain_guest import Image
 from tests.support.waiting import until
 
 DATA_MIB = 200
