@@ -152,13 +152,13 @@ TOOLS: dict[str, Callable[[Ends], Argv]] = {
 #: What speaks NBD; with qemu-img's best flags only, since every row is measured against two servers.
 NBD_TOOLS = {tool for tool in TOOLS if tool.startswith("ours")} | {"qemu-img -m16 -W", "nbdcopy"}
 #: Over TCP and TLS the question is only what they cost, beside nbdcopy.
-FAR_TOOLS = {"ours, bare", "ours, hash and checkpoints", "nbdcopy"}
+FAR_TOOLS = {"ours, bare", "ours, hash and checkpoints", "ours, read back", "nbdcopy"}
 #: Flags that tell nothing where there is next to nothing to be written.
 RANDOM_ONLY = {"qemu-img", "qemu-img -t none -T none", READS}
 #: Bytes a second at which a row moves, about, for the time that is foretold; with the comparison, and a start.
 FORETOLD = {"random": 0.5e9, "zeros": 0.8e9, "tenth": 2.5e9, "empty": 8e9}
 #: Memory is so many times as fast as a disk, and what is encrypted as slow.
-FORETOLD_FACTORS = {"tmpfs": 2.5, "tls": 0.4}
+FORETOLD_FACTORS = {"tmpfs": 2.5, "tls": 0.5}
 START_SECONDS = 0.4
 #: What a place has more than a source and a destination, bytes.
 ROOM = 256 << 20
