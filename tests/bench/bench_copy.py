@@ -432,7 +432,10 @@ class Run:
             self._progress.clear()
             self._say(*summary(self._measured, start_seconds()))
             if self._left_out:
-                self._say(f"\nnot measured, the time was over: {'; '.join(self._left_out)}")
+                self._say(f"\nnot measured, the time was too short: {'; '.join(self._left_out)}")
+
+    def _fits(self, case: Case) -> bool:
+        return self._progress.fits(self._plan.seconds_of(case))
 
     def _say(self, *text: str) -> None:
         self._progress.clear()
@@ -458,7 +461,7 @@ class Run:
     def _measure_place(self, place: str) -> None:
         plan = self._plan
         here = [case for case in plan.wanted if case.place == place]
-        if self._progress.is_over():
+        if not any(self._fits(case) for case in here):
             self._left_out += [case.name for case in here]
             return
         room = 2 * max(plan.size_of(case) for case in here) + ROOM
@@ -477,7 +480,7 @@ class Run:
         self._progress.say(f"{cases_of_it[0].place}: writing {size / GIB:g} GiB, {kind}")
         KINDS[kind](source, size)
         for case in cases_of_it:
-            if self._progress.is_over():
+            if not self._fits(case):
                 self._left_out.append(case.name)
                 continue
             try:
@@ -512,7 +515,7 @@ def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:
     add("--rounds", type=int, default=5)
     add("--only", action="append", default=[], metavar="WORDS", help="cases with all of these words; repeatable")
     add("--tools", action="append", default=[], metavar="WORDS", help="tools with these words; repeatable")
-    add("--minutes", type=float, metavar="N", help="begin no case after so many, and say which were left out")
+    add("--minutes", type=float, metavar="N", help="leave out and name the cases that would not end within so many")
     add("--directory", type=Path, default=None, help="on the disk that is measured")
     add("--quiet", action="store_true", help="show no progress on stderr")
     add("--list", action="store_true", help="print the names of the cases and how long each takes, about")

@@ -12,7 +12,7 @@ class Progress:
     """Counts what is done of what was foretold (seconds); corrects the foretelling by what it really took."""
 
     foretold_seconds: float
-    #: Nothing is begun after so many seconds; None: no limit.
+    #: Nothing is begun that would not end within so many seconds; None: no limit.
     limit_seconds: float | None = None
     began: float = field(default_factory=time.monotonic)
     done_seconds: float = 0.0
@@ -23,16 +23,20 @@ class Progress:
         return time.monotonic() - self.began
 
     @property
+    def pace(self) -> float:
+        """How much longer than foretold it takes so far."""
+        # Half a minute is believed to go as foretold, or the first run would decide alone.
+        believed = 30.0
+        return (self.passed + believed) / (self.done_seconds + believed)
+
+    @property
     def left(self) -> float:
         """How long the rest takes, at the pace so far."""
-        # One part of the foretelling is believed from the start, or the first run would decide alone.
-        believed = 30.0
-        pace = (self.passed + believed) / (self.done_seconds + believed)
-        return max(0.0, self.foretold_seconds - self.done_seconds) * pace
+        return max(0.0, self.foretold_seconds - self.done_seconds) * self.pace
 
-    def is_over(self) -> bool:
-        """Tell whether nothing more should be begun."""
-        return self.limit_seconds is not None and self.passed >= self.limit_seconds
+    def fits(self, foretold: float) -> bool:
+        """Tell whether something that was foretold to take so many seconds would end within the limit."""
+        return self.limit_seconds is None or self.passed + foretold * self.pace <= self.limit_seconds
 
     def step(self, what: str, foretold: float) -> None:
         """Say what begins, and that it was foretold to take so many seconds."""

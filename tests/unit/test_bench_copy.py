@@ -65,11 +65,13 @@ def test_reading_alone_is_no_copy_and_never_the_fastest() -> None:
 
 
 def test_what_does_not_fit_into_the_time_is_not_begun() -> None:
-    progress = Progress(60.0, limit_seconds=0.0, shows=False)
-    assert progress.is_over()
-    assert not Progress(60.0, shows=False).is_over()
-    progress.step("something", 20.0)
-    assert progress.left < 40.0, "faster than foretold"
+    progress = Progress(200.0, limit_seconds=100.0, shows=False)
+    assert progress.fits(90.0)
+    assert not progress.fits(110.0)
+    assert Progress(200.0, shows=False).fits(1e6)
+    progress.step("something", 90.0)
+    assert progress.fits(110.0), "all went faster than foretold"
+    assert progress.left < 110.0
 
 
 def test_a_part_can_be_chosen_and_the_whole_has_every_row_that_is_wanted() -> None:
