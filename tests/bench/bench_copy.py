@@ -15,6 +15,7 @@ import atexit
 import contextlib
 import functools
 import os
+import resource
 import select
 import shutil
 import signal
@@ -49,7 +50,7 @@ from tests.bench.copy_beds import (
     settle,
 )
 from tests.bench.copy_progress import Progress
-from tests.bench.copy_table import READS, Measured, Samples, Table, lines, summary
+from tests.bench.copy_table import READS, Measured, Samples, Start, Table, lines, summary
 from tests.support.data import GIB
 
 ROOT = Path(__file__).parents[2]
@@ -430,7 +431,7 @@ class Run:
                 self._measure_place(place)
         finally:
             self._progress.clear()
-            self._say(*summary(self._measured, start_seconds()))
+            self._say(*summary(self._measured, start()))
             if self._left_out:
                 self._say(f"\nnot measured, the time was too short: {'; '.join(self._left_out)}")
 
@@ -494,13 +495,15 @@ class Run:
 
 
 @functools.cache
-def start_seconds() -> float:
-    """How long our program takes to do nothing: the least of some."""
+def start() -> Start:
+    """Measure what our program takes to do nothing: the least of some."""
     found = []
     for _ in range(5):
-        began = time.perf_counter()
+        began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
         run(sys.executable, "-m", "migrator.cmd.copy", "--version")
-        found.append(time.perf_counter() - began)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        found.append(Start(time.perf_counter() - began, cpu))
     return min(found)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from tests.support.data import GIB
 
@@ -33,6 +34,13 @@ class Samples:
 
 
 Table = dict[str, Samples]
+
+
+class Start(NamedTuple):
+    """What our program takes to do nothing, in seconds of the clock and of the processor."""
+
+    seconds: float
+    cpu: float
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,7 @@ def lines(measured: Measured) -> Iterator[str]:
         )
 
 
-def summary(all_measured: list[Measured], start_seconds: float) -> Iterator[str]:
+def summary(all_measured: list[Measured], start: Start) -> Iterator[str]:
     """Yield a line for each case: ours beside the fastest of the others, and where it is not faster, why."""
     yield (
         "\nOurs beside the fastest other tool; bare, warm worker: more than 100 % is faster; hash: what checksum and"
@@ -86,7 +94,7 @@ def summary(all_measured: list[Measured], start_seconds: float) -> Iterator[str]
         speeds = _speed(BARE, copied, other) + _speed(WARM, copied, other)
         yield (
             f"  {measured.name:<36}{tool:<28}{speeds}{_cost(copied):>7}"
-            f"{_read_back(measured, start_seconds):>11}{cpu:>13}  {why(ours, other, start_seconds)}"
+            f"{_read_back(measured, start):>11}{cpu:>13}  {why(ours, other, start)}"
         ).rstrip()
 
 
@@ -104,23 +112,23 @@ def _cost(copied: Table) -> str:
     return f"{100 * (copied[FULL].median / copied[BARE].median - 1):+.0f} %"
 
 
-def _read_back(measured: Measured, start_seconds: float) -> str:
+def _read_back(measured: Measured, start: Start) -> str:
     """The speed of the verification beside that of reading alone; both read the whole volume."""
     table = measured.table
     if not all(tool in table and table[tool].seconds for tool in (FULL, READ_BACK, READS)):
         return "-"
     # One process copies and verifies: what it takes more than a copy is the verification.
     seconds = table[READ_BACK].median - table[FULL].median
-    return f"{100 * table[READS].median / seconds:.0f} %" if seconds > start_seconds / 10 else "-"
+    return f"{100 * table[READS].median / seconds:.0f} %" if seconds > start.seconds / 10 else "-"
 
 
-def why(ours: Samples, other: Samples, start_seconds: float) -> str:
+def why(ours: Samples, other: Samples, start: Start) -> str:
     """Say what a loss comes of, as far as the figures tell; empty where there is none."""
     if ours.median <= other.median:
         return ""
-    if ours.median - start_seconds <= other.median:
-        return f"Python's start, {start_seconds:.2f} s"
+    if ours.median - start.seconds <= other.median:
+        return f"Python's start, {start.seconds:.2f} s"
     if min(ours.seconds) <= max(other.seconds):
         return "less than the rounds differ among themselves"
-    more, less = ours.median_cpu - start_seconds, other.median_cpu
-    return f"{'works' if more > less else 'waits'} longer: CPU {more:.2f} s against {less:.2f} s"
+    more, less = max(0.0, ours.median_cpu - start.cpu), other.median_cpu
+    return f"{'works' if more > less else 'waits'} longer: CPU {more:.2f} s, start left out, against {less:.2f} s"
