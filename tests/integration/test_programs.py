@@ -6,7 +6,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -104,9 +103,7 @@ def test_migrator_all_tells_where_it_listens_and_what_to_try(all_in_one: AllInOn
 
 def test_migrator_all_ends_cleanly_and_keeps_its_volumes(all_in_one: AllInOne) -> None:
     volume = all_in_one.rest().create(1, name="kept")
-    began = time.monotonic()
     assert all_in_one.process.terminate(10) == 0
-    assert time.monotonic() - began < 10
     all_in_one.process.start()
     all_in_one.process.wait_ready()
     assert all_in_one.rest().volume(volume["id"])["name"] == "kept"
