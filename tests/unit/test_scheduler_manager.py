@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import threading
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import oslo_messaging as messaging
 import pytest
@@ -20,11 +21,12 @@ from migrator.context import RequestContext, service_context
 from migrator.db import api, history, migrations, services, types, usage, volumes
 from migrator.db.api import Database
 from migrator.db.models import Message, Migration, utcnow
-from migrator.scheduler.manager import ReservationLost, SchedulerManager
+from migrator.scheduler.manager import AT_ONCE, ReservationLost, SchedulerManager
 from tests.support import rows
 from tests.support.pools import make_report
 from tests.support.waiting import until
 
+T = TypeVar("T")
 SERVICES = {"hosta@file1": "pool1", "hostb@file2": "pool2"}
 
 
@@ -320,6 +322,41 @@ def test_parallel_migrations_of_two_schedulers_never_over_fill_a_pool(any_world:
     assert all("10 GiB reserved by work under way" in str(row.error_message) for row in refused)
     assert any_world.db.read(usage.pool_generations) == {rows.DESTINATION: room}
     any_world.wait_told(*(("hosta@file1", "run_migration", row.id) for row in picked))
+
+
+class Counting(Database):
+    """A database that knows how many wait for it or write to it at once."""
+
+    def __init__(self, db: Database) -> None:
+        super().__init__(db.engine)
+        self._lock, self._now, self.most = threading.Lock(), 0, 0
+
+    def run(self, work: Callable[[Session], T]) -> T:
+        with self._lock:
+            self._now += 1
+            self.most = max(self.most, self._now)
+        try:
+            return super().run(work)
+        finally:
+            with self._lock:
+                self._now -= 1
+
+
+def test_a_burst_of_requests_takes_few_connections(world: World) -> None:
+    """Each of fifty threads took one, and waited with it for the choices of the others."""
+    db = Counting(world.db)
+    manager = world.scheduler(db)
+    asked = [world.new_migration() for _ in range(3 * AT_ONCE)]
+    together = threading.Barrier(len(asked))
+
+    def pick(row: Migration) -> None:
+        together.wait(30)
+        manager.migrate(CONTEXT, migration_id=row.id)
+
+    with ThreadPoolExecutor(len(asked)) as pool:
+        list(pool.map(pick, asked))
+    assert 1 <= db.most <= AT_ONCE
+    world.wait_told(*(("hosta@file1", "run_migration", row.id) for row in asked))
 
 
 # --- what no message brought -----------------------------------------------------------------------------------------
