@@ -22,8 +22,9 @@ from oslo_service.backend.base import ServiceBase
 from migrator import compute, drivers, errors, notifications, rpc
 from migrator import conf as config
 from migrator.backend_name import BackendName
+from migrator.context import service_context
 from migrator.db import api as db_api
-from migrator.db import services
+from migrator.db import migrations, services
 from migrator.db.models import Migration
 
 LOG = logging.getLogger(__name__)
@@ -199,9 +200,13 @@ class VolumeService(Service):
 
     def _migration_left(self, migration: Migration) -> None:
         """A migration of ours is over: its space is free again, or taken for good."""
-        if migration.end is not None:
-            self._migration_news.ended(migration)
-            self._report_now.set()
+        if migration.end is None:
+            return
+        self._migration_news.ended(migration)
+        self._report_now.set()
+        if migration.end == "cancelled":  # perhaps for another one, which has waited for this
+            for waiting in self.db.read(lambda session: migrations.under_way(session, migration.volume_id)):
+                self._scheduler.migrate(service_context(), waiting)
 
     def _report_when_due(self) -> None:
         self._report_now.wait(self.conf.report_interval)

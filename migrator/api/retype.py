@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from migrator import errors, policy
 from migrator.api import guard, volume_actions
+from migrator.api.faults import RETRY_AFTER
 from migrator.api.volumes import find_type
-from migrator.api.wsgi import Answer, Request
-from migrator.db import snapshots, types
+from migrator.api.wsgi import Answer, Json, Request
+from migrator.db import attachments, migrations, snapshots, types, volumes
 from migrator.db.models import Migration, Volume, VolumeType
 
 ON_DEMAND = "on-demand"
@@ -101,7 +103,7 @@ def _migrate(request: Request, wish: Wish) -> None:
     """Let the scheduler find a pool for the type and the volume go there; its status is ``retyping`` meanwhile."""
     volume = wish.volume
     request.read(lambda session: volume_actions.refuse_place(request, session, volume, None))
-    row = {
+    row: Json = {
         "user_id": request.context.user_id,
         "project_id": request.context.project_id or volume.project_id,
         "request_id": request.context.request_id,
@@ -109,7 +111,48 @@ def _migrate(request: Request, wish: Wish) -> None:
         "plan": "assisted",
         "force_host_copy": False,
         "lock_volume": False,
+        "verify": request.conf.verify,
         "new_type_id": wish.type_id,
     }
+    instead = _start_instead(request, wish, row)
+    if instead is not None:  # the scheduler comes for it behind the end of what gave way
+        guard.nudge(request, instead)
+        return
     migration_id = volume_actions.start(request, volume, row)
     request.backing.scheduler.migrate(request.context, migration_id)
+
+
+def _start_instead(request: Request, wish: Wish, row: Json) -> Migration | None:
+    """Cancel the migration under way and start this one, in one transaction; None where none gives way.
+
+    Raises Conflict for one that is past its point of no return.
+    """
+    seen = wish.volume
+
+    def work(session: Session) -> Migration | None:
+        volume = guard.usable(request, session, seen.id)
+        old = _giving_way(session, volume)
+        if old is None or (volume.host, volume.volume_type_id) != (seen.host, seen.volume_type_id):
+            return None
+        if not migrations.request_cancel(session, old.id):
+            raise errors.Conflict(
+                reason=f"Migration {old.id} of volume {volume.id} can no longer be cancelled and is about to complete; "
+                "try again when it has.",
+                retry_after=RETRY_AFTER,
+            )
+        expected = volume_actions.movable(volume)
+        if not migrations.start(session, volume, *expected, instead_of=old.id, source_host=volume.host, **row):
+            raise guard.Overtaken
+        return migrations.get(session, old.id)
+
+    return guard.run(request, seen.id, work)
+
+
+def _giving_way(session: Session, volume: Volume) -> Migration | None:
+    """The migration under way of a volume that is there for its owner; a server in the middle of a swap stays in it."""
+    if not guard.is_moving(volume) or volume.migration_id is None or volume.status != "available":
+        return None
+    if session.scalar(sa.select(volumes.has_snapshots()).where(Volume.id == volume.id)):
+        return None
+    row = migrations.get(session, volume.migration_id)
+    return row if row.end is None and row.plan != attachments.PLAN else None

@@ -81,15 +81,25 @@ def _object(values: Mapping[Any, Any]) -> Migration:
 # --- create ---
 
 
-def start(session: Session, volume: Volume, *expected: sa.ColumnElement[bool], **values: Any) -> str | None:
+def start(
+    session: Session,
+    volume: Volume,
+    *expected: sa.ColumnElement[bool],
+    instead_of: str | None = None,
+    **values: Any,
+) -> str | None:
     """Mark the volume and write the migration's row; return its id, or None when an expectation does not hold.
+
+    ``instead_of``: the migration under way that gives way, which was cancelled in the same transaction.  This one waits
+    for its end (``is_behind_another``).
 
     The mark is one compare-and-swap, so that of many requests exactly one wins (LP1493476).  ``values`` are columns
     of the row: source_host, requested_host, plan, force_host_copy, lock_volume, user_id, project_id, request_id ….
     """
     migration_id = str(uuid.uuid4())
     retype = values.get("new_type_id") is not None
-    if not mark(session, volume, migration_id, bool(values.get("lock_volume")), *expected, retype=retype):
+    free = volumes.is_at_rest() if instead_of is None else Volume.migration_id == instead_of
+    if not mark(session, volume, migration_id, bool(values.get("lock_volume")), free, *expected, retype=retype):
         return None
     row = {
         "id": migration_id,
@@ -113,10 +123,14 @@ def mark(
     volume: Volume,
     migration_id: str,
     lock: bool,
+    free: sa.ColumnElement[bool],
     *expected: sa.ColumnElement[bool],
     retype: bool = False,
 ) -> bool:
-    """Give the volume, as it was seen and at rest, to a migration that begins; tell whether it was to be had."""
+    """Give the volume, as it was seen, to a migration that begins; tell whether it was to be had.
+
+    ``free``: that no migration is under way on it, or the one that gives way.
+    """
     locked = "maintenance" if lock and volume.status == "available" else volume.status
     return volumes.update_where(
         session,
@@ -124,7 +138,7 @@ def mark(
         Volume.status == volume.status,
         Volume.host == volume.host,
         Volume.twin_of.is_(None),
-        volumes.is_at_rest(),
+        free,
         *expected,
         migration_id=migration_id,
         migration_status=states.Shown.STARTING.value,
@@ -543,6 +557,27 @@ def is_behind_line(migration: Migration) -> bool:
     """Tell whether the volume lives at its new place already, whatever is left to do; True after success."""
     at = position(migration)
     return states.PLANS[at.plan].behind_line(at.step)
+
+
+def is_behind_another(session: Session, migration_id: str) -> bool:
+    """Tell whether another migration of the volume, which gave way to this one, is still being taken back."""
+    return session.scalar(_BEFORE_IT, {"the_id": migration_id}) is not None
+
+
+def under_way(session: Session, volume_id: str) -> list[str]:
+    """Ids of the volume's migrations that are not over, the one that gave way first."""
+    query = sa.select(_ROW.c.id).where(_ROW.c.volume_id == volume_id, _ROW.c.end.is_(None))
+    return list(session.scalars(query.order_by(_ROW.c.created_at)))
+
+
+_OTHER = _ROW.alias()
+_BEFORE_IT = (
+    sa.select(_OTHER.c.id)
+    .join(_ROW, sa.and_(_ROW.c.volume_id == _OTHER.c.volume_id, _ROW.c.id != _OTHER.c.id))
+    .join(Volume, sa.and_(Volume.id == _ROW.c.volume_id, Volume.migration_id == _ROW.c.id))
+    .where(_ROW.c.id == sa.bindparam("the_id"), _OTHER.c.end.is_(None))
+    .limit(1)
+)
 
 
 def is_at_scheduler(migration: Migration | sa.Row[Any]) -> bool:

@@ -144,7 +144,8 @@ def begin_again(session: Session, seen: Migration, volume: Volume, *expected: sa
     """
     own = (Volume.migration_id == seen.id, Volume.host == seen.source_host)
     retype = seen.new_type_id is not None
-    if not migrations.mark(session, volume, seen.id, seen.lock_volume, *own, *expected, retype=retype):
+    free = volumes.is_at_rest()
+    if not migrations.mark(session, volume, seen.id, seen.lock_volume, free, *own, *expected, retype=retype):
         return False
     session.execute(sa.delete(CopiedRange).where(CopiedRange.migration_id == seen.id))
     _replace(session, seen, Stage.TAKEN_BACK, **_anew(seen, volume))

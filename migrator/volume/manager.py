@@ -22,7 +22,7 @@ from migrator.backend_name import BackendName
 from migrator.compute.base import Compute
 from migrator.conf import GIB, Conf
 from migrator.context import RequestContext, current, current_request_id, service_context
-from migrator.db import attachments, messages, twins, volumes
+from migrator.db import attachments, messages, migrations, twins, volumes
 from migrator.db.api import Database, now_seconds
 from migrator.db.models import Migration, Snapshot, Volume, utcnow
 from migrator.drivers.base import VolumeDriver
@@ -344,15 +344,13 @@ class VolumeManager(Destinations, Connections, SnapshotAdoption, CleanUp, Invent
         return None
 
     def _migrating(self, volume: Volume) -> bool:
-        """Tell whether a migration still works on the volume; nudge it to see its cancel."""
+        """Tell whether a migration still works on the volume, also one that gave way to another; nudge them."""
         if volume.migration_id is None:
             return False
-        migration_id = volume.migration_id
-        migration = self._db.read(lambda session: session.get(Migration, migration_id))
-        if migration is None or migration.end is not None:
-            return False
-        self._run_migration(migration_id)
-        return True
+        lasting = self._db.read(lambda session: migrations.under_way(session, volume.id))
+        for migration_id in lasting:
+            self._run_migration(migration_id)
+        return bool(lasting)
 
     def _after_migration(self, object_id: str, work: Callable[[], None]) -> None:
         """Come back to ``work`` for an object soon, when the migration may have let go of its volume."""

@@ -87,6 +87,41 @@ def test_a_migration_under_way_gives_way_to_a_change_in_place(api: Api, peers: P
     peers.wait_for("a@file1", "run_migration", migration_id=migration_id)
 
 
+def test_a_migration_under_way_gives_way_to_a_retype_that_moves_the_volume(api: Api, peers: Peers) -> None:
+    """In one transaction; the new one waits for the end of the old one, and only the new one is the volume's."""
+    peers.against_staying = NO_ROOM
+    volume_id, new = api.make_volume(), make_type(api)
+    old = api.make_migration(volume_id, step="copy_data")
+    assert retype(api, volume_id, new, "on-demand").status == 202
+    volume, row = api.get_volume(volume_id), moving(api, volume_id)
+    assert row.id != old
+    assert api.migration(old).cancel_requested
+    assert (volume.status, volume.previous_status, volume.migration_status) == ("retyping", "available", "starting")
+    peers.wait_for("a@file1", "run_migration", migration_id=old)
+    assert api.db.read(lambda s: migrations.under_way(s, volume_id)) == [old, row.id]
+    assert not api.db.read(lambda s: migrations.is_behind_another(s, old))
+    assert api.db.read(lambda s: migrations.is_behind_another(s, row.id))
+
+
+@pytest.mark.parametrize(
+    ("columns", "status", "reason"),
+    [
+        ({"step": "delete_source"}, 409, "can no longer be cancelled"),
+        ({"plan": "attached", "step": "swap_by_compute"}, 400, "it is being migrated already"),
+    ],
+)
+def test_a_migration_that_does_not_give_way_to_a_retype(
+    api: Api, peers: Peers, columns: dict[str, Any], status: int, reason: str
+) -> None:
+    peers.against_staying = NO_ROOM
+    volume_id, new = api.make_volume(), make_type(api)
+    api.make_migration(volume_id, **columns)
+    before = api.contents()
+    answer = retype(api, volume_id, new, "on-demand")
+    assert (answer.status, reason in answer.fault) == (status, True), answer.text
+    assert api.contents() == before
+
+
 # --- refused ---------------------------------------------------------------------------------------------------------
 
 
@@ -184,7 +219,6 @@ def test_a_member_sets_a_migration_going(api: Api, peers: Peers) -> None:
     [
         (lambda api, volume_id: api.make_snapshot(volume_id), "it has snapshots"),
         (lambda api, volume_id: api.silence("a@file1", 3600), "its backend cannot be read"),
-        (lambda api, volume_id: api.make_migration(volume_id, step="copy_data"), "it is being migrated already"),
     ],
 )
 def test_what_cannot_be_moved_cannot_be_retyped_by_moving(

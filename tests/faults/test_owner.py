@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support.audit import content
-from tests.support.bed import A, Bed
+from tests.support.bed import A, B, Bed
 from tests.support.data import GIB
 from tests.support.plain_guest import Image
 from tests.support.waiting import until
@@ -141,6 +141,24 @@ def test_a_guest_whose_attachment_was_reset_by_hand_keeps_its_volume_where_it_is
     assert (ended["end"], ended["error_code"]) == ("error", "SourceInUse"), ended
     guest.close()
     shared.rest.moved(volume_id, shared.other(volume_id), force_host_copy=True)
+    clear(shared)
+
+
+def test_retype_to_where_the_volume_may_lie(
+    shared: Bed, chance: random.Random, copying: tuple[str, dict[str, Any]]
+) -> None:
+    """The copy gives way, and the volume goes where its new type allows it behind the end of that."""
+    volume_id, row = copying
+    specs = {"volume_backend_name": "file2"}
+    made = shared.rest.ok("POST", "/types", {"volume_type": {"name": uuid.uuid4().hex, "extra_specs": specs}})
+    wanted = {"new_type": made["volume_type"]["id"], "migration_policy": "on-demand"}
+    act(shared, volume_id, "os-retype", wanted)
+    shared.settle()
+    ended, after = shared.audit.migration(row["id"]), shared.audit.newest(volume_id)
+    assert (ended["end"], after["end"]) == ("cancelled", "success")
+    assert after["id"] != row["id"]
+    volume = shared.audit.volume(volume_id)
+    assert (volume["status"], volume["volume_type_id"], volume["host"]) == ("available", wanted["new_type"], B)
     clear(shared)
 
 
