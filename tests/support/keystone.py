@@ -41,7 +41,8 @@ run_simple("127.0.0.1", port, initialize_public_application(), threaded=True, re
 class Keystone:
     """Runs one in ``directory``; the user ``admin`` is an administrator of the project ``admin``."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, token_seconds: int = 3600) -> None:
+        """``token_seconds``: how long a token lives."""
         if not (HOME / "template").exists():
             missing(f"Keystone is not in {HOME}; tests/prepare puts it there")
         shutil.copytree(HOME / "template", directory)
@@ -53,6 +54,7 @@ class Keystone:
             f"[fernet_tokens]\nkey_repository = {directory}/fernet\n"
             f"[fernet_receipts]\nkey_repository = {directory}/receipts\n"
             f"[credential]\nkey_repository = {directory}/credential\n"
+            f"[token]\nexpiration = {token_seconds}\n"
             # The least work: how long it takes to hash a password is not what is tested.
             "[identity]\npassword_hash_rounds = 4\n",
             encoding="utf-8",

@@ -17,13 +17,13 @@ class Refused(AssertionError):
 
 
 class Rest:
-    """Speaks to one API as ``user`` of ``project``, by their names alone (noauth) or by a token for the project."""
+    """Speaks to one API as ``user`` of ``project`` (noauth)."""
 
-    def __init__(self, url: str, user: str = "admin", project: str = "p", token: str | None = None) -> None:
+    def __init__(self, url: str, user: str = "admin", project: str = "p") -> None:
         self._address = urlsplit(url).netloc
         self.project = project
         self._headers = {
-            "X-Auth-Token": token or f"{user}:{project}",
+            "X-Auth-Token": f"{user}:{project}",
             "Content-Type": "application/json",
             "OpenStack-API-Version": "volume 3.71",
         }
