@@ -22,6 +22,7 @@ from oslo_messaging import opts
 
 from migrator import errors
 from migrator.conf import Conf
+from migrator.context import RequestContext, current
 from migrator.db import migrations, volumes
 from migrator.db.api import Database
 from migrator.db.models import Migration, Snapshot, Volume
@@ -44,6 +45,17 @@ class _Item(NamedTuple):
     is_error: bool
     #: A function is called by the sending thread: what it reads delays nobody.
     payload: Json | Callable[[], Json | None]
+    #: The request that it follows from; empty for what a service does by itself.
+    context: RequestContext | Json
+
+
+class _Contexts(messaging.NoOpSerializer):  # type: ignore[misc]
+    """A request's ids and whose it is, and nothing else of it."""
+
+    def serialize_context(self, context: RequestContext | Json) -> Json:
+        if not isinstance(context, RequestContext):  # nobody's
+            return {}
+        return {key: getattr(context, key) for key in ("request_id", "global_request_id", "user_id", "project_id")}
 
 
 class Notifications:
@@ -59,7 +71,7 @@ class Notifications:
             transport = messaging.get_notification_transport(conf)
         except messaging.MessagingException as error:
             raise errors.ConfigError(option=f"[{_GROUP}] transport_url", reason=str(error)) from error
-        self._notifier = messaging.Notifier(transport, publisher_id)
+        self._notifier = messaging.Notifier(transport, publisher_id, serializer=_Contexts())
         self._waiting = queue.Queue(MAX_WAITING)
         self._thread = threading.Thread(target=self._send_forever, name="notifications", daemon=True)
         self._thread.start()
@@ -73,7 +85,7 @@ class Notifications:
         if self._waiting is None:
             return
         try:
-            self._waiting.put_nowait(_Item(event, is_error, payload))
+            self._waiting.put_nowait(_Item(event, is_error, payload, current() or {}))
         except queue.Full:
             self._drop(event)
 
@@ -87,6 +99,15 @@ class Notifications:
                 event,
                 MAX_WAITING,
             )
+
+    def send_of(self, event: str, db: Database, volume_id: str) -> None:
+        """Tell of a volume as it is when that is sent; of a twin never."""
+
+        def payload() -> Json | None:
+            volume = db.read(lambda session: volumes.find(session, volume_id))
+            return of_volume(volume) if volume is not None and volume.twin_of is None else None
+
+        self.send(event, payload)
 
     @contextlib.contextmanager
     def around(self, event: str, thing: Volume | Snapshot, done: Json, failed: str) -> Iterator[None]:
@@ -117,7 +138,7 @@ class Notifications:
             try:
                 payload = item.payload() if callable(item.payload) else item.payload
                 if payload is not None:
-                    (self._notifier.error if item.is_error else self._notifier.info)({}, item.event, payload)
+                    (self._notifier.error if item.is_error else self._notifier.info)(item.context, item.event, payload)
             except Exception:  # the top of the thread: the next notification may be luckier
                 LOG.exception("Notification %s not sent", item.event)
 

@@ -298,9 +298,11 @@ class ApiService(Service):
 
         outbox = rpc.Outbox(self.bus)
         scheduler = rpc.SchedulerClient(self.bus, self.conf, outbox)
-        return app.build(self.conf, self.db, scheduler, rpc.VolumeClient(self.bus, self.conf, outbox))
+        self.news = notifications.Notifications(self.conf, f"api.{self.conf.host}")
+        return app.build(self.conf, self.db, scheduler, rpc.VolumeClient(self.bus, self.conf, outbox), self.news)
 
     def _close(self) -> None:
+        self.news.close()
         os.write(self._wake_write, b".")
         self._threads[-1].join(GRACE_SECONDS / 2)
         self.bus.cleanup()

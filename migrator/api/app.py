@@ -15,6 +15,7 @@ from migrator.api.versions import HEADER, MIN
 from migrator.api.wsgi import CONTEXT, Backing, send
 from migrator.conf import Conf
 from migrator.db.api import Database
+from migrator.notifications import OFF, Notifications
 from migrator.policy import Policy
 from migrator.rpc import SchedulerClient, VolumeClient
 
@@ -24,10 +25,12 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("migrator.api.access")
 
 
-def build(conf: Conf, db: Database, scheduler: SchedulerClient, volume: VolumeClient) -> WSGIApplication:
+def build(
+    conf: Conf, db: Database, scheduler: SchedulerClient, volume: VolumeClient, news: Notifications = OFF
+) -> WSGIApplication:
     """Return the application; it keeps no state of its own and may run in any number of threads."""
     policy = Policy(conf)
-    backing = Backing(conf, db, scheduler, volume, policy)
+    backing = Backing(conf, db, scheduler, volume, policy, news)
     app: Any = Router(backing, auth.authenticator(conf, policy))
     for layer in (
         # From the inside out.

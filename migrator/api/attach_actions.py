@@ -143,6 +143,7 @@ def attach(request: Request, volume_id: str) -> Answer:
         return guard.take_for_server(session, volume, status="in-use", attach_status=attachments.ATTACHED)
 
     guard.nudge(request, guard.run(request, volume_id, work))
+    request.backing.news.send_of("volume.attach.end", request.backing.db, volume_id)
     return Answer(202)
 
 

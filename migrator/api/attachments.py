@@ -233,11 +233,12 @@ def connection_info(offered: Json, connector: Json, attachment_id: str) -> Json:
 
 
 def complete(request: Request, attachment_id: str) -> Answer:
-    def work(session: Session) -> None:
+    def work(session: Session) -> str:
         row, volume = visible(request, session, attachment_id)
         attachments.connected(session, row.id, volume.id, attachments.ATTACHED)
+        return volume.id
 
-    request.run(work)
+    request.backing.news.send_of("volume.attach.end", request.backing.db, request.run(work))
     return Answer(NO_CONTENT)
 
 
@@ -282,6 +283,8 @@ def detach(request: Request, row: Attachment, volume: Volume) -> list[Attachment
 
     migration, left = request.run(work)
     guard.nudge(request, migration)
+    if row.attach_status == attachments.ATTACHED:
+        request.backing.news.send_of("volume.detach.end", request.backing.db, row.volume_id)
     return left
 
 

@@ -97,6 +97,7 @@ def _change_in_place(request: Request, wish: Wish) -> None:
         return migration
 
     guard.nudge(request, guard.run(request, seen.id, work))
+    request.backing.news.send_of("volume.retype", request.backing.db, seen.id)
 
 
 def _migrate(request: Request, wish: Wish) -> None:

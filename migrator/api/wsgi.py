@@ -16,6 +16,7 @@ from migrator.api.versions import HEADER, MIN, SERVICE_TYPES, Version
 from migrator.conf import Conf
 from migrator.context import RequestContext
 from migrator.db.api import Database, T
+from migrator.notifications import OFF, Notifications
 from migrator.policy import Policy
 from migrator.rpc import SchedulerClient, VolumeClient
 
@@ -35,6 +36,7 @@ class Backing:
     scheduler: SchedulerClient
     volume: VolumeClient
     policy: Policy
+    news: Notifications = OFF
 
 
 @dataclass(frozen=True)

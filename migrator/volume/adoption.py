@@ -21,6 +21,7 @@ from migrator.drivers.base import Adoptable, Capability, VolumeDriver, find_adop
 if TYPE_CHECKING:
     from migrator.conf import Conf
     from migrator.db.api import Database
+    from migrator.notifications import Notifications
     from migrator.volume.manager import ObjectLocks
 
 LOG = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class Adoption:
     _driver: VolumeDriver
     _locks: ObjectLocks
     _report: Callable[[], None]
+    _news: Notifications
 
     def _snapshot_name(self, snapshot_id: str) -> str:
         """Return the name of a snapshot's object."""
@@ -88,13 +90,15 @@ class Adoption:
         with self._locks.hold(f"{pool}/{volume.adoption}"), self._locks.hold(name):
             if self._still(volume_id, "managing") is None:
                 return
+            done: dict[str, Any] = {"status": "available"}
             try:
-                size = self._take(pool, volume.adoption, name)
+                with self._news.around("volume.manage_existing", volume, done, failed="error_managing"):
+                    done["size"] = self._take(pool, volume.adoption, name)
+                    settled = {**done, "adoption": None, "launched_at": utcnow()}
+                    self._db.run(lambda s: volumes.update_where(s, volume_id, Volume.status == "managing", **settled))
             except (errors.MigratorError, OSError) as error:
                 self._give_back(volume, pool, name, error)
                 return
-            settled = {"status": "available", "size": size, "adoption": None, "launched_at": utcnow()}
-            self._db.run(lambda s: volumes.update_where(s, volume_id, Volume.status == "managing", **settled))
         LOG.info("Volume %s is %s of %s now", volume_id, volume.adoption, volume.host)
         self._report()
 
@@ -151,8 +155,9 @@ class Adoption:
         pool, name = place(volume), self._object_name(volume)
         with self._locks.hold(name):
             try:
-                self._driver.revoke(pool, name)
-                self._driver.disown(pool, name)
+                with self._news.around("volume.unmanage", volume, {"status": "deleted"}, failed="error_unmanaging"):
+                    self._driver.revoke(pool, name)
+                    self._driver.disown(pool, name)
             except errors.MigratorError as error:
                 LOG.error("Volume %s: unmanaging failed: %s", volume_id, error)
                 text = str(error)
@@ -179,6 +184,8 @@ class Adoption:
             for row in rows.values():
                 found[self._object_name(row)] = {"volume_id": row.id}
             for snapshot in snapshots.on(session, host):
+                if snapshot.volume_id not in rows:  # made since
+                    continue
                 source = {"source-name": self._object_name(rows[snapshot.volume_id])}
                 found[self._snapshot_name(snapshot.id)] = {"snapshot_id": snapshot.id, "source_reference": source}
             return found

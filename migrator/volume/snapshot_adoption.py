@@ -52,12 +52,14 @@ class SnapshotAdoption(Adoption):
         with self._locks.hold(f"{pool}/{snapshot.adoption}"), self._locks.hold(name):
             if snapshot.adoption is None or self._still_snapshot(snapshot_id, "managing") is None:
                 return
+            done: dict[str, Any] = {"status": "available"}
             try:
-                size = self._take(pool, snapshot.adoption, name)
+                with self._news.around("snapshot.manage_existing", snapshot, done, failed="error_managing"):
+                    done["volume_size"] = self._take(pool, snapshot.adoption, name)
             except (errors.MigratorError, OSError) as error:
                 self._leave(snapshot, pool, name, error)
                 return
-            settled: dict[str, Any] = {"status": "available", "progress": "100%", "volume_size": size, "adoption": None}
+            settled = {**done, "progress": "100%", "adoption": None}
             if not self._end(snapshot, None, **settled):  # forced away, with its volume, in the meantime
                 self._hand_back(pool, name, "snapshot")
                 return
@@ -85,7 +87,8 @@ class SnapshotAdoption(Adoption):
         name = self._snapshot_name(snapshot_id)
         with self._locks.hold(self._object_name(volume)), self._locks.hold(name):
             try:
-                self._driver.disown(place(volume), name)
+                with self._news.around("snapshot.unmanage", snapshot, {"status": "deleted"}, failed="error_unmanaging"):
+                    self._driver.disown(place(volume), name)
             except errors.MigratorError as error:
                 LOG.error("Snapshot %s: unmanaging failed: %s", snapshot_id, error)
                 self._end(snapshot, str(error), "unmanage", status="error_unmanaging")

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from migrator import conf as config
 from migrator import errors, rpc, service
-from migrator.context import service_context
+from migrator.context import RequestContext, service_context
 from migrator.db import api as db_api
 from migrator.db import schema
 from migrator.db.api import Database
@@ -39,6 +39,8 @@ class Listener:
 
     def __init__(self, conf: config.Conf, topic: str) -> None:
         self.heard: list[Heard] = []
+        #: The requests that what is told follows from.
+        self.requests: set[str | None] = set()
         transport = messaging.get_notification_transport(conf)
         self._server = messaging.get_notification_listener(
             transport, [messaging.Target(topic=topic)], [self], executor="threading"
@@ -47,6 +49,7 @@ class Listener:
 
     def info(self, context: Any, publisher: str, event: str, payload: dict[str, Any], metadata: Any) -> None:
         self.heard.append(("INFO", publisher, event, payload))
+        self.requests.add(context.get("request_id"))
 
     def error(self, context: Any, publisher: str, event: str, payload: dict[str, Any], metadata: Any) -> None:
         self.heard.append(("ERROR", publisher, event, payload))
@@ -119,13 +122,16 @@ class Backend:
     def set(self, volume_id: str, **values: Any) -> None:
         self.db.run(lambda s: s.execute(sa.update(Volume).where(Volume.id == volume_id).values(**values)))
 
-    def snapshot(self, volume_id: str) -> str:
+    def snapshot(self, volume_id: str, **more: Any) -> str:
         snapshot_id = str(uuid.uuid4())
         row = {"id": snapshot_id, "volume_id": volume_id, "project_id": "p", "user_id": "u", "status": "creating"}
-        values = {**row, "volume_size": 1, "meta": {}, "created_at": utcnow()}
+        values = {**row, "volume_size": 1, "meta": {}, "created_at": utcnow(), **more}
         self.db.run(lambda s: s.execute(sa.insert(Snapshot).values(**values)))
         self.manager.create_snapshot(service_context(), snapshot_id=snapshot_id)
         return snapshot_id
+
+    def set_snapshot(self, snapshot_id: str, **values: Any) -> None:
+        self.db.run(lambda s: s.execute(sa.update(Snapshot).where(Snapshot.id == snapshot_id).values(**values)))
 
 
 @pytest.fixture(autouse=True)
@@ -162,6 +168,34 @@ def test_a_volume_is_told_of_from_its_creation_to_its_end(db: Database, heard: t
     (resized,) = listener.of("volume.resize.end")
     assert (resized["size"], resized["status"]) == (2, "available")
     assert listener.of("snapshot.create.end")[0]["snapshot_id"] == snapshot_id
+
+
+def test_what_is_taken_over_and_given_up_is_told_of(db: Database, heard: tuple[config.Conf, Listener]) -> None:
+    """With the id of the request that it follows from."""
+    conf, listener = heard
+    RequestContext(request_id="req-x", overwrite=True)
+    with telling(conf) as news:
+        backend = Backend(db, news)
+        backend.driver.lay("pool1", "stray", b"content")
+        backend.driver.lay("pool1", "old", b"content")
+        volume_id = rows.add_volume(db, status="managing", adoption={"source-name": "stray"})
+        backend.manager.manage_volume(service_context(), volume_id=volume_id)
+        snapshot_id = backend.snapshot(volume_id, status="managing", adoption={"source-name": "old"})
+        backend.manager.manage_snapshot(service_context(), snapshot_id=snapshot_id)
+        backend.set_snapshot(snapshot_id, status="unmanaging")
+        backend.manager.unmanage_snapshot(service_context(), snapshot_id=snapshot_id)
+        backend.set(volume_id, status="unmanaging")
+        backend.manager.unmanage_volume(service_context(), volume_id=volume_id)
+        listener.wait("volume.unmanage.end")
+    assert sorted(listener.events()) == sorted(
+        f"{what}.{when}.{how}"
+        for what in ("volume", "snapshot")
+        for when in ("manage_existing", "unmanage")
+        for how in ("start", "end")
+    )
+    assert listener.requests == {"req-x"}
+    assert listener.of("volume.manage_existing.end")[0]["status"] == "available"
+    assert listener.of("snapshot.manage_existing.end")[0]["volume_size"] == 1
 
 
 def test_a_failure_is_an_error_and_never_an_end(db: Database, heard: tuple[config.Conf, Listener]) -> None:
