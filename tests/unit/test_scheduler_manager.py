@@ -331,12 +331,12 @@ class Counting(Database):
         super().__init__(db.engine)
         self._lock, self._now, self.most = threading.Lock(), 0, 0
 
-    def run(self, work: Callable[[Session], T]) -> T:
+    def run(self, work: Callable[[Session], T], *, if_unanswered: bool = True) -> T:
         with self._lock:
             self._now += 1
             self.most = max(self.most, self._now)
         try:
-            return super().run(work)
+            return super().run(work, if_unanswered=if_unanswered)
         finally:
             with self._lock:
                 self._now -= 1
