@@ -6,6 +6,7 @@ import pytest
 
 from migrator.context import service_context
 from migrator.db import twins, volumes
+from migrator.db.models import Volume
 from migrator.volume.states import Direction, End
 from tests.recovery import wishes
 from tests.recovery.schedules import label
@@ -168,3 +169,23 @@ def test_a_migration_that_was_cancelled_keeps_nothing(world: World) -> None:
     world.go()
     world.ended(End.CANCELLED)
     assert wishes.undo(world) == f"Migration {world.migration_id} cannot be undone: it is over and ended cancelled."
+
+
+@pytest.mark.parametrize("undone", [False, True], ids=["kept", "undone"])
+def test_a_sweep_that_read_the_twin_before_the_source_was_kept_removes_nothing(world: World, undone: bool) -> None:
+    """Between the switch and its end the twin is to be removed by its migration, and then it is kept after all."""
+    world.ask(keep_source_seconds=HOUR)
+    seen: list[Volume] = []
+    twin_id = world.row().destination_volume_id
+    world.on("delete_source forward before", lambda: seen.append(rows.volume(world.db, twin_id)))
+    world.go()
+    world.ended(End.SUCCESS, left=True)
+    assert (seen[0].status, seen[0].host) == ("deleting", SOURCE)
+    if undone:
+        assert wishes.undo(world) is None
+    world.plant.managers[0]._reap(seen[0])
+    world.checker.look("the sweep goes on with what it had read")
+    assert SOURCE in objects(world)
+    if undone:
+        world.sweep_until_clean()
+    world.ended(End.SUCCESS, left=not undone)
