@@ -54,6 +54,48 @@ def test_the_program_cinder(service: AllInOne, cinder_program: Program) -> None:
     assert {(row[0], row[1]) for row in services[1:]} >= {("migrator-volume", "node@file1")}
 
 
+def test_the_program_cinder_on_types_files_snapshots_and_attachments(
+    service: AllInOne, cinder_program: Program
+) -> None:
+    """Managing a file and its snapshot, a retype that moves it, and the calls of a server; in a project of its own."""
+    words = [word if word != "P" else "Q" for word in cinder_program.options]
+    cinder_program = Program("cinder", cinder_program.environment, tuple(words))
+    rest = service.rest(project="Q")
+    for name in ("disk.img", "snapshot.img"):
+        with service.path("file1", "pool1", "x").with_name(name).open("wb") as file:
+            file.truncate(GIB)
+    for backend in ("file1", "file2"):
+        cinder_program("type-create", f"cinder {backend}")
+        cinder_program("type-key", f"cinder {backend}", "set", f"volume_backend_name={backend}")
+    assert {row[1] for row in table(cinder_program("type-list"))} >= {"cinder file1", "cinder file2"}
+    lying = table(cinder_program("manageable-list", A))
+    assert [row[:3] for row in lying if "disk.img" in row[0]] == [["{'source-name': 'disk.img'}", "1", "True"]]
+
+    made = properties(cinder_program("manage", "--name", "taken", "--volume-type", "cinder file1", A, "disk.img"))
+    volume_id = made["id"]
+    rest.wait_volume(volume_id, "available")
+    snapshot = properties(cinder_program("snapshot-manage", "--name", "old", volume_id, "snapshot.img"))
+    assert (snapshot["volume_id"], snapshot["status"]) == (volume_id, "managing")
+
+    def snapshots() -> list[list[str]]:
+        return table(cinder_program("snapshot-list", "--volume-id", volume_id))[1:]
+
+    until(lambda: [row[2:4] for row in snapshots()] == [["available", "old"]], "it is a snapshot", 30)
+    cinder_program("snapshot-unmanage", snapshot["id"])
+    until(lambda: snapshots() == [], "it is a file again", 30)
+
+    cinder_program("retype", "--migration-policy", "on-demand", volume_id, "cinder file2")
+    assert rest.wait_migration(volume_id)["status"] == "success"
+    shown = properties(cinder_program("show", volume_id))
+    assert (shown["os-vol-host-attr:host"], shown["volume_type"], shown["status"]) == (B, "cinder file2", "available")
+
+    cinder_program("attachment-create", volume_id, SERVER)
+    (attachment,) = table(cinder_program("attachment-list"))[1:]
+    assert attachment[1:4] == [volume_id, "reserved", SERVER]
+    cinder_program("attachment-delete", attachment[0])
+    assert properties(cinder_program("show", volume_id))["status"] == "available"
+
+
 def test_the_library_of_cinder(service: AllInOne) -> None:
     """Retype with a migration, snapshots, attachments, and managing what is there."""
     auth = noauth.NoAuth()
@@ -103,6 +145,40 @@ def test_the_program_openstack(service: AllInOne, openstack_program: Program) ->
     listed = openstack_program.json("volume", "service", "list")
     assert {row["Host"] for row in listed if row["Binary"] == "migrator-volume"} == {"node@file1", "node@file2"}
     assert {row["Name"] for row in openstack_program.json("volume", "backend", "pool", "list")} == {A, B}
+
+
+def test_the_program_openstack_on_types_snapshots_and_attachments(
+    service: AllInOne, openstack_program: Program
+) -> None:
+    rest = service.rest(project="admin")
+    newest = Program("openstack", {**openstack_program.environment, "OS_VOLUME_API_VERSION": "3.71"})
+    for backend in ("file1", "file2"):
+        kind = ("--property", f"volume_backend_name={backend}", f"openstack {backend}")
+        assert newest.json("volume", "type", "create", *kind)["is_public"] is True
+    assert {row["Name"] for row in newest.json("volume", "type", "list")} >= {"openstack file1", "openstack file2"}
+    made = newest.json("volume", "create", "--size", "1", "--type", "openstack file1", "retyped")
+    assert rest.wait_volume(made["id"], "available")["os-vol-host-attr:host"] == A
+    newest("volume", "set", "--type", "openstack file2", "--migration-policy", "on-demand", "retyped")
+    assert rest.wait_migration(made["id"])["status"] == "success"
+    shown = newest.json("volume", "show", "retyped")
+    assert (shown["os-vol-host-attr:host"], shown["type"], shown["status"]) == (B, "openstack file2", "available")
+
+    newest("volume", "snapshot", "create", "--volume", "retyped", "kept")
+
+    def status() -> str:
+        return str(newest.json("volume", "snapshot", "show", "kept")["status"])
+
+    until(lambda: status() == "available", "the snapshot is there", 30)
+    assert [row["Name"] for row in newest.json("volume", "snapshot", "list", "--volume", "retyped")] == ["kept"]
+    body = {"attachment": {"volume_uuid": made["id"], "instance_uuid": SERVER}}
+    attachment = rest.ok("POST", "/attachments", body)["attachment"]  # the program itself would ask Nova for the server
+    listed = newest.json("volume", "attachment", "list", "--volume-id", made["id"])
+    assert [(row["ID"], row["Status"]) for row in listed] == [(attachment["id"], "reserved")]
+    newest("volume", "attachment", "delete", attachment["id"])
+    with pytest.raises(Failed, match="it has snapshots"):
+        newest("volume", "delete", "retyped")
+    newest("volume", "delete", "--purge", "retyped")
+    until(lambda: rest.request("GET", f"/volumes/{made['id']}")[0] == 404, "it is gone, with its snapshot", 30)
 
 
 def test_the_library_openstacksdk(service: AllInOne) -> None:
