@@ -90,14 +90,15 @@ def start(
 ) -> str | None:
     """Mark the volume and write the migration's row; return its id, or None when an expectation does not hold.
 
-    ``instead_of``: the migration under way that gives way, which was cancelled in the same transaction.  This one waits
-    for its end (``is_behind_another``).
+    ``instead_of``: the migration under way that gives way to a retype, cancelled in the same transaction.  This one
+    waits for its end (``is_behind_another``).
 
     The mark is one compare-and-swap, so that of many requests exactly one wins (LP1493476).  ``values`` are columns
     of the row: source_host, requested_host, plan, force_host_copy, lock_volume, user_id, project_id, request_id ….
     """
     migration_id = str(uuid.uuid4())
     retype = values.get("new_type_id") is not None
+    assert retype or instead_of is None, "only a retype takes a volume from another migration"
     free = volumes.is_at_rest() if instead_of is None else Volume.migration_id == instead_of
     if not mark(session, volume, migration_id, bool(values.get("lock_volume")), free, *expected, retype=retype):
         return None
@@ -164,9 +165,8 @@ _CLAIM_OF_THE_DEAD = (
 _CLAIM = _CLAIM_OF_THE_DEAD.where(sa.or_(_ROW.c.owner.is_(None), _ROW.c.lease_until < now_seconds()))
 
 
-_GLANCE = sa.select(
-    _ROW.c.id, _ROW.c.generation, _ROW.c.owner, _ROW.c.attempts, _ROW.c.plan, _ROW.c.step, _ROW.c.direction
-).where(_ROW.c.id == sa.bindparam("the_id"))
+_GLANCED = ("id", "generation", "owner", "attempts", "plan", "step", "direction", "new_type_id")
+_GLANCE = sa.select(*(_ROW.c[name] for name in _GLANCED)).where(_ROW.c.id == sa.bindparam("the_id"))
 
 
 def glance(session: Session, migration_id: str) -> sa.Row[Any]:
@@ -559,9 +559,12 @@ def is_behind_line(migration: Migration) -> bool:
     return states.PLANS[at.plan].behind_line(at.step)
 
 
-def is_behind_another(session: Session, migration_id: str) -> bool:
-    """Tell whether another migration of the volume, which gave way to this one, is still being taken back."""
-    return session.scalar(_BEFORE_IT, {"the_id": migration_id}) is not None
+def is_behind_another(session: Session, row: Migration | sa.Row[Any]) -> bool:
+    """Tell whether another migration of the volume, which gave way to this one, is still being taken back.
+
+    None gives way to a migration without a new type (``start``), and those need not ask.
+    """
+    return row.new_type_id is not None and session.scalar(_BEFORE_IT, {"the_id": row.id}) is not None
 
 
 def under_way(session: Session, volume_id: str) -> list[str]:

@@ -172,7 +172,7 @@ class SchedulerManager:
     def _claim(self, session: Session, migration_id: str) -> Migration | None:
         """Take a migration that waits for its destination; one that is further on belongs to its source's service."""
         seen = migrations.glance(session, migration_id)
-        if not migrations.is_at_scheduler(seen) or migrations.is_behind_another(session, migration_id):
+        if not migrations.is_at_scheduler(seen) or migrations.is_behind_another(session, seen):
             return None
         lease, dead = self._conf.migration_lease_seconds, runner.is_dead(seen.owner)
         took = migrations.claim(session, seen, self._owner, lease, owner_is_dead=dead)

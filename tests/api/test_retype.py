@@ -99,8 +99,8 @@ def test_a_migration_under_way_gives_way_to_a_retype_that_moves_the_volume(api: 
     assert (volume.status, volume.previous_status, volume.migration_status) == ("retyping", "available", "starting")
     peers.wait_for("a@file1", "run_migration", migration_id=old)
     assert api.db.read(lambda s: migrations.under_way(s, volume_id)) == [old, row.id]
-    assert not api.db.read(lambda s: migrations.is_behind_another(s, old))
-    assert api.db.read(lambda s: migrations.is_behind_another(s, row.id))
+    assert not api.db.read(lambda s: migrations.is_behind_another(s, migrations.get(s, old)))
+    assert api.db.read(lambda s: migrations.is_behind_another(s, migrations.get(s, row.id)))
 
 
 @pytest.mark.parametrize(

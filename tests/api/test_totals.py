@@ -115,7 +115,7 @@ def test_filters_that_are_listed_are_those_that_work(api: Api) -> None:
     assert "name~" not in listed("joe", "3.33")["volume"]
     assert set(listed("joe", "3.33", "?resource=snapshot")) == {"snapshot"}
     assert api("GET", "/resource_filters?resource=moon", version="3.33").status == 400
-    values = {"bootable": "true", "size": "1", "metadata": "{}", "consumes_quota": "true"}
+    values = {"bootable": "true", "size": "1", "metadata": "{}", "glance_metadata": "{}", "consumes_quota": "true"}
     values |= {"created_at": "gt:2020-01-01", "updated_at": "gt:2020-01-01"}
     for resource, path in (("volume", "/volumes/detail"), ("snapshot", "/snapshots/detail"), ("message", "/messages")):
         for name in everything[resource]:

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from migrator import conf as config
 from migrator.conf import GIB
 from migrator.context import service_context
-from migrator.db import migrations, volumes
+from migrator.db import migrations, types, volumes
 from migrator.db.api import Database
 from migrator.db.models import Migration
 from migrator.drivers import memory
@@ -33,12 +33,13 @@ def driver() -> Iterator[MemoryDriver]:
 
 
 def under_way(db: Database, volume_id: str, gave_way: bool) -> str:
-    """A migration of the volume that was cancelled; ``gave_way``: to another one, which is over already."""
+    """A migration of the volume that was cancelled; ``gave_way``: to a retype, which is over already."""
     first = rows.add_migration(db, volume_id).id
     db.run(lambda session: migrations.request_cancel(session, first))
     if gave_way:
+        new = db.run(lambda session: types.create(session, {}, name="new", is_public=True)).id
         columns = {"user_id": "u", "project_id": "p", "source_host": rows.SOURCE, "plan": "host_copy"}
-        flags = {"force_host_copy": False, "lock_volume": False}
+        flags = {"force_host_copy": False, "lock_volume": False, "new_type_id": new}
         second = db.run(
             lambda session: migrations.start(
                 session, volumes.get(session, volume_id), instead_of=first, **columns, **flags
@@ -57,7 +58,7 @@ def end(db: Database, migration_id: str) -> None:
     db.run(lambda session: session.execute(sa.update(Migration).filter_by(id=migration_id).values(end="cancelled")))
 
 
-@pytest.mark.parametrize("gave_way", [False, True], ids=["cancelled", "gave way to another"])
+@pytest.mark.parametrize("gave_way", [False, True], ids=["cancelled", "gave way to a retype"])
 @pytest.mark.parametrize("order", ORDERS)
 def test_it_waits_for_the_end(db: Database, driver: MemoryDriver, order: str, gave_way: bool) -> None:
     """A copier that is still reading would see a size that changes, or nothing at all."""
