@@ -171,7 +171,10 @@ class VolumeManager(Destinations, Connections, SnapshotAdoption, CleanUp, Invent
         with self._news.around("volume.delete", volume, {"status": "deleted"}, failed="error_deleting"):
             for snapshot in self._snapshots(volume.id):
                 self._delete_snapshot(volume, snapshot)
-            self._driver.delete(_pool(volume), self._name(volume))
+            if volume.adoption is None:
+                self._driver.delete(_pool(volume), self._name(volume))
+            else:  # forced away while managing: what it refers to is its owner's, whatever its name is by now
+                self._driver.disown(_pool(volume), self._name(volume))
             self._db.run(lambda session: volumes.bury(session, volume.id))
 
     @expose

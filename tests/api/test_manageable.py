@@ -339,6 +339,21 @@ def test_what_a_lost_message_or_a_crash_left_is_done_by_the_sweep(files: Storage
     assert list(files.driver.objects("pool1")) == []
 
 
+@pytest.mark.parametrize("taken", [False, True])
+def test_a_volume_that_is_forced_away_while_it_is_managed_leaves_the_data(
+    files: Storage, pool: Path, taken: bool
+) -> None:
+    lay(pool / "x.img", size=GIB)
+    reference = {"source-name": "x.img"}
+    volume_id = files.api.make_volume(status="managing", host=PLACE, adoption=reference)
+    if taken:  # and its service died before it could write that down
+        files.driver.adopt("pool1", reference, f"volume-{volume_id}")
+    assert files.api("POST", f"/volumes/{volume_id}/action", {"os-force_delete": {}}).status == 202
+    until(lambda: files.api.get_volume(volume_id).deleted_at is not None, "the row is gone")
+    assert begin(pool / (f"volume-{volume_id}" if taken else "x.img")) == b"old data"
+    assert list(files.driver.objects("pool1")) == []
+
+
 # --- list ------------------------------------------------------------------------------------------------------------
 
 
