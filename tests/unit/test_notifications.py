@@ -305,10 +305,10 @@ def test_services_tell_of_a_migration_and_never_of_its_twin(tmp_path: Path) -> N
 def test_off_no_thread_is_started_and_a_call_costs_next_to_nothing(driver: str) -> None:
     conf = switched_on("fake://", "told", driver)
     conf.set_override("driver", [driver] if driver else [], "oslo_messaging_notifications")
-    before = threading.active_count()
+    before = set(threading.enumerate())
     news = Notifications(conf, "volume.a@b")
     assert not news.is_on
-    assert threading.active_count() == before
+    assert set(threading.enumerate()) <= before
     volume = Volume()  # an attempt to make a payload of it would fail
     with news.around("volume.create", volume, {}, failed="error"):
         pass

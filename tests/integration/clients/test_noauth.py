@@ -75,7 +75,8 @@ def test_the_program_cinder_on_types_files_snapshots_and_attachments(
     volume_id = made["id"]
     rest.wait_volume(volume_id, "available")
     snapshot = properties(cinder_program("snapshot-manage", "--name", "old", volume_id, "snapshot.img"))
-    assert (snapshot["volume_id"], snapshot["status"]) == (volume_id, "managing")
+    assert snapshot["volume_id"] == volume_id
+    assert snapshot["status"] in ("managing", "available")  # the program looks again before it prints
 
     def snapshots() -> list[list[str]]:
         return table(cinder_program("snapshot-list", "--volume-id", volume_id))[1:]
