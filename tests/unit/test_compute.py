@@ -236,6 +236,14 @@ def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_secrets(tmp_path_factory.mktemp("tls") / "secrets")
 
 
+def whole_request(secure: ssl.SSLSocket) -> bytes:
+    """Read to the end of the body: what is left unread resets the connection, and the client sees that instead."""
+    request = b""
+    while not request.endswith(b"}}") and (more := secure.recv(65536)):
+        request += more
+    return request
+
+
 @contextlib.contextmanager
 def tls_peer(secrets: Path) -> Iterator[tuple[str, list[bytes]]]:
     """A server that reads each request and then breaks the encrypted stream; gives its address and what it heard."""
@@ -249,7 +257,7 @@ def tls_peer(secrets: Path) -> Iterator[tuple[str, list[bytes]]]:
                 while True:
                     plain, _ = listener.accept()
                     with contextlib.suppress(OSError), context.wrap_socket(plain, server_side=True) as secure:
-                        heard.append(secure.recv(65536))
+                        heard.append(whole_request(secure))
                         os.write(secure.fileno(), b"no TLS at all")
 
         thread = threading.Thread(target=serve, daemon=True)
