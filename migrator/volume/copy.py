@@ -25,11 +25,21 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from threading import Lock
+from typing import cast
 
 from migrator.volume.control import TICK_SECONDS, Control, Stopped
 from migrator.volume.crew import Crew, Hand
 from migrator.volume.digests import Digests, Stretch
-from migrator.volume.endpoints import Endpoint, ReadFailed, WriteFailed, WrongSize, is_zero, read_failed, write_failed
+from migrator.volume.endpoints import (
+    Cacheable,
+    Endpoint,
+    ReadFailed,
+    WriteFailed,
+    WrongSize,
+    is_zero,
+    read_failed,
+    write_failed,
+)
 from migrator.volume.extents import BLOCK, Extent, Ranges, units
 from migrator.volume.tuning import Tuner
 
@@ -56,8 +66,8 @@ class CopyOptions:
     def __post_init__(self) -> None:
         self.tuner()
 
-    def tuner(self, buffers: int = 1) -> Tuner:
-        return Tuner(depth=self.threads, block=self.block, buffers=buffers)
+    def tuner(self, buffers: int = 1, may_cache: bool = False) -> Tuner:
+        return Tuner(depth=self.threads, block=self.block, buffers=buffers, may_cache=may_cache)
 
 
 @dataclass(frozen=True)
@@ -120,7 +130,9 @@ def copy(
     began = time.monotonic()
     size = _check_ends(source, destination)
     digests = Digests(size) if options.hash else None
-    job = _Copy(source, destination, done, destination_is_zero, Crew(control, options.tuner()), digests)
+    may_cache = any(end.capabilities.may_cache for end in (source, destination))
+    crew = Crew(control, options.tuner(may_cache=may_cache))
+    job = _Copy(source, destination, done, destination_is_zero, crew, digests)
     _supervise(job, options.checkpoint_seconds, on_checkpoint, on_progress)
     _raise(job.crew)
     complete = job.is_complete()
@@ -206,6 +218,7 @@ class _Copy:
         self._done = done.within(0, self._size)
         self._bytes_read = self._bytes_written = 0
         self._reached = 0
+        self._uses_cache = False
         self._checkpoint: Checkpoint | None = None
         self._units = self._plan(self._done.remaining(0, self._size))
 
@@ -241,12 +254,26 @@ class _Copy:
     def _next(self, hand: Hand) -> list[Extent] | None:
         hand.begin()
         with self._planning:
+            self._go_as_tuned()
             try:
                 return next(self._units, None)
             except OSError as error:
                 raise read_failed(self._source.name, self._reached, error) from error
             finally:
                 hand.end()
+
+    def _go_as_tuned(self) -> None:
+        """Have both ends go through the page cache, or past it."""
+        wanted = self.crew.tuner.setting.cached
+        if wanted == self._uses_cache:
+            return
+        for end, failed in ((self._source, read_failed), (self._destination, write_failed)):
+            if end.capabilities.may_cache:
+                try:
+                    cast(Cacheable, end).use_cache(wanted)
+                except OSError as error:
+                    raise failed(end.name, self._reached, error) from error
+        self._uses_cache = wanted
 
     # --- what a thread does
 

@@ -87,6 +87,8 @@ class Capabilities:
     zeroes_cheaply: bool = False
     #: Bytes pass by the page cache.
     direct_io: bool = False
+    #: It is Cacheable: they may go through it instead.
+    may_cache: bool = False
 
 
 class Endpoint(Protocol):
@@ -124,6 +126,16 @@ class Endpoint(Protocol):
 
     def close(self) -> None:
         """Give up the endpoint; nothing is written through it afterwards. Closing twice is allowed."""
+
+
+class Cacheable(Endpoint, Protocol):
+    """An endpoint that bypasses the page cache and can do otherwise."""
+
+    def use_cache(self, wanted: bool) -> None:
+        """Let the kernel read ahead and write behind, in its cache, from now on; or no longer.
+
+        Returns, in the second case, when nothing that was written before is on its way any more.
+        """
 
 
 # --- objects in memory -----------------------------------------------------------------------------------------------

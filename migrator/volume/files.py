@@ -10,6 +10,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from migrator.volume import page_cache
 from migrator.volume.endpoints import Capabilities
 from migrator.volume.extents import BLOCK, Extent
 
@@ -19,10 +20,7 @@ ALIGNMENT = mmap.PAGESIZE
 _libc = ctypes.CDLL(None, use_errno=True)
 _fallocate = _libc.fallocate64
 _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-_sync_file_range = _libc.sync_file_range
-_sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 _KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 0x01, 0x02, 0x10  # linux/falloc.h
-_START_WRITEBACK = 2  # SYNC_FILE_RANGE_WRITE of linux/fs.h
 _CANNOT = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV})
 _ZEROS = memoryview(mmap.mmap(-1, BLOCK))
 _SYS_BLOCK = Path("/sys/dev/block")
@@ -32,10 +30,11 @@ class FileEndpoint:
     """A regular file or a block device by its path; symbolic links and anything else are refused.
 
     Bytes go past the page cache where both the file and the request allow it, otherwise through it and out of it again
-    (a tail that no alignment divides, a file system without direct I/O).  ``limit``: bytes that the file may occupy in
-    all; the write that takes it over the limit (so at most the requests in flight are too much) and every later one
-    fail with ENOSPC, like a full disk.  ``volume_size``: a block device may be larger than its volume, which then is
-    its first so many bytes.  ``may_punch``: zeroing may free space; otherwise what is allocated stays so.
+    (a tail that no alignment divides, a file system without direct I/O, whoever asks for it by ``use_cache``).
+    ``limit``: bytes that the file may occupy in all; the write that takes it over the limit (so at most the requests in
+    flight are too much) and every later one fail with ENOSPC, like a full disk.  ``volume_size``: a block device may be
+    larger than its volume, which then is its first so many bytes.  ``may_punch``: zeroing may free space; otherwise
+    what is allocated stays so.
     """
 
     def __init__(
@@ -54,12 +53,14 @@ class FileEndpoint:
         self._volume_size, self._may_punch = volume_size, may_punch
         self._fd = _open_plain(path, writable)
         self._direct: int | None = None
+        self._uses_direct = self._uses_cache = self._leaves_cache = False
         try:
             status = os.fstat(self._fd)
             self._is_block = stat.S_ISBLK(status.st_mode)
             self._direct = _open_direct(self._fd, writable) if direct else None
             if not writable:
                 self._forget_cache()
+            may_cache = self._direct is not None and self._is_cached_rightly(writable)
         except BaseException:
             self.close()
             raise
@@ -70,16 +71,26 @@ class FileEndpoint:
             new_volume_is_zero=new_volume_is_zero,
             zeroes_cheaply=not self._is_block or _zeroes_by_itself(status.st_rdev),
             direct_io=self._direct is not None,
+            may_cache=may_cache,
         )
         self._uses_direct = self._direct is not None
+        self._readings, self._writings = page_cache.DropBehind(self._fd), page_cache.WriteBehind(self._fd)
         self._limit = limit
 
     def _forget_cache(self) -> None:
         # What another process wrote may be in the cache only: some file systems still call that a hole, and a
         # comparison must see what the disk holds.
         os.fdatasync(self._fd)
-        tail = 0 if self._direct is None else os.fstat(self._fd).st_size // ALIGNMENT * ALIGNMENT
-        os.posix_fadvise(self._fd, tail, 0, os.POSIX_FADV_DONTNEED)
+        is_direct = self._direct is not None and not self._is_block
+        page_cache.drop(self._fd, _down(os.fstat(self._fd).st_size) if is_direct else 0)
+
+    def _is_cached_rightly(self, writable: bool) -> bool:
+        """Tell whether the cache may stand between us and a disk that other machines may have, too."""
+        # It knows nothing of what another machine wrote: that of a device has to be empty before it is asked.  And what
+        # is written to it may reach the disk after our death, when another machine has gone on.
+        if self._is_block:
+            return not writable and page_cache.cached_pages(self._fd) == 0
+        return page_cache.is_of_one_machine(self._fd)
 
     @property
     def size(self) -> int:
@@ -112,6 +123,15 @@ class FileEndpoint:
                 return start if whence == os.SEEK_DATA else end
             raise
 
+    def use_cache(self, wanted: bool) -> None:
+        """Go through the page cache, where requests become larger than those of direct I/O; or no longer."""
+        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_SEQUENTIAL if wanted else os.POSIX_FADV_NORMAL)
+        self._uses_cache = wanted
+        self._leaves_cache = True
+        if not wanted:
+            self._writings.settle()
+            page_cache.drop(self._fd)  # what was read ahead and nobody came for, unless it is still being read
+
     def pread_into(self, offset: int, buffer: memoryview) -> int:
         whole = self._direct_part(offset, buffer)
         if whole and self._direct is not None:
@@ -120,7 +140,8 @@ class FileEndpoint:
             except OSError as error:
                 self._go_buffered(error)
         count = os.preadv(self._fd, [buffer], offset)
-        os.posix_fadvise(self._fd, offset, count, os.POSIX_FADV_DONTNEED)
+        if count:  # to drop nothing would mean: all behind it
+            self._readings.read(offset, count)
         return count
 
     def pwrite(self, offset: int, data: memoryview) -> int:
@@ -137,13 +158,14 @@ class FileEndpoint:
             except OSError as error:
                 self._go_buffered(error)
         count = os.pwritev(self._fd, [data], offset)
-        # Writing back starts at once, or the next flush would find seconds of work.
-        _sync_file_range(self._fd, offset, count, _START_WRITEBACK)
+        # On its way at once, or the next flush would find seconds of work.
+        self._writings.wrote(offset, count)
         return count
 
     def _direct_part(self, offset: int, buffer: memoryview) -> int:
         """Return how many bytes of the request direct I/O can take; the rest is asked for again by the caller."""
-        return _down(len(buffer)) if self._uses_direct and offset % ALIGNMENT == 0 else 0
+        is_direct = self._uses_direct and not self._uses_cache and offset % ALIGNMENT == 0
+        return _down(len(buffer)) if is_direct else 0
 
     def _go_buffered(self, error: OSError) -> None:
         """Do without direct I/O if that was refused; raises any other error."""
@@ -161,10 +183,12 @@ class FileEndpoint:
 
     def flush(self) -> None:
         os.fdatasync(self._fd)
-        if not self._uses_direct:
-            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        if self._uses_cache or not self._uses_direct:
+            page_cache.drop(self._fd)
 
     def close(self) -> None:
+        if self._fd >= 0 and self._leaves_cache:
+            page_cache.drop(self._fd)
         descriptors = [fd for fd in (self._direct, self._fd) if fd is not None and fd >= 0]
         self._direct, self._fd, self._uses_direct = None, -1, False
         failure: OSError | None = None

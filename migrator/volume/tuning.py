@@ -1,4 +1,4 @@
-"""How many requests are under way, and how large they are: found by measured throughput while the work is done.
+"""How many requests are under way, how large, and by which way: found by measured throughput while the work is done.
 
 A job begins with two requests of 1 MiB, the fastest of all on one local disk.  A target that answers late and a target
 that is busy look alike from one measurement; from two they do not: with twice as many requests under way, the first
@@ -7,6 +7,10 @@ moves twice as much, the second no more.  So one setting after another is tried 
     base ──> trial ──> no gain: back to base, try the next move
                └────> gain: base once more ──> no gain: chance had its hand in it, try the next move
                                            └─> gain: the trial becomes the base, try the same move again
+
+Past the page cache is the cheapest way.  But direct I/O cuts its requests at a few hundred pages and waits for each; a
+disk that answers one request at a time, as many virtual ones do, moves twice as much when the kernel reads ahead and
+writes behind in pieces of several MiB.
 
 A gain too large for chance is taken without the second look.  When no move helps, the setting rests; after a while all
 moves are tried again, for a target may change.
@@ -20,6 +24,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, repeat
 
 from migrator.volume.extents import BLOCK
+from migrator.volume.page_cache import WINDOW
 
 #: Memory that the buffers of one job may take together.
 MAX_BUFFERS = 32 * BLOCK
@@ -31,6 +36,8 @@ PIECES = 2
 #: What a costlier setting must gain: enough that chance seldom looks like it, and little enough that the last doubling
 #: left out costs an eighth of the bandwidth at most.
 GAIN, CERTAIN_GAIN = 1.15, 1.6
+#: So many bytes, read and written, pass at the speed of memory when the cache comes in; they are not measured.
+UNSETTLED = 2 * WINDOW
 #: A cheaper setting need not be faster.
 NO_LOSS = 1.0
 #: Seconds between two rounds of moves: the first pause, and the longest; each is twice the one before.
@@ -39,10 +46,11 @@ REST_SECONDS, LONGEST_REST_SECONDS = 4.0, 64.0
 
 @dataclass(frozen=True)
 class Setting:
-    """So many requests under way, of so many bytes."""
+    """So many requests under way, of so many bytes, through the page cache or past it."""
 
     depth: int = 2
     block: int = BLOCK
+    cached: bool = False
 
 
 Move = tuple[Callable[[Setting], Setting], float]
@@ -50,19 +58,25 @@ _DEEPER: Move = (lambda now: replace(now, depth=now.depth * 2), GAIN)
 _LARGER: Move = (lambda now: replace(now, block=now.block * 4), GAIN)
 _SMALLER: Move = (lambda now: replace(now, block=now.block // 4), GAIN)
 _SHALLOWER: Move = (lambda now: replace(now, depth=now.depth // 2), NO_LOSS)
-FIRST_ROUND = (_DEEPER, _LARGER, _SMALLER)
-LATER_ROUNDS = (_SHALLOWER, _DEEPER, _LARGER, _SMALLER)
+# Smaller requests lose what the cache gains, and cost more time of the processor.
+_CACHED: Move = (lambda now: replace(now, block=LARGEST, cached=True), GAIN)
+_DIRECT: Move = (lambda now: replace(now, cached=False), NO_LOSS)
+FIRST_ROUND = (_CACHED, _DEEPER, _LARGER, _SMALLER)
+LATER_ROUNDS = (_SHALLOWER, _DIRECT, _CACHED, _DEEPER, _LARGER, _SMALLER)
 
 
 class Tuner:
     """Chooses the setting of one job; used by all of its threads."""
 
-    def __init__(self, *, depth: int | None = None, block: int | None = None, buffers: int = 1) -> None:
+    def __init__(
+        self, *, depth: int | None = None, block: int | None = None, buffers: int = 1, may_cache: bool = False
+    ) -> None:
         """A ``depth`` or ``block`` that is given stays; each thread has ``buffers`` of one block.
 
-        Raises ValueError for what does not fit into memory.
+        ``may_cache``: an end can do both.  Raises ValueError for what does not fit into memory.
         """
         self._buffers = buffers
+        self._may_cache = may_cache
         self._fixed = (depth is not None, block is not None)
         start = Setting(2 if depth is None else depth, BLOCK if block is None else block)
         if start.depth < 1 or start.block < 1 or start.depth * start.block * buffers > MAX_BUFFERS:
@@ -79,7 +93,7 @@ class Tuner:
         self._moves: Iterator[Move] = iter(next(self._rounds))
         self._move: Move | None = None
         self._resume_at = 0.0
-        self._seen = self._moved = 0
+        self._seen = self._moved = self._unsettled = 0
         self._since = 0.0
 
     def finished(self, moved: int, now: float) -> None:
@@ -88,7 +102,8 @@ class Tuner:
             return
         with self._lock:
             self._seen += 1
-            if self._seen <= self.setting.depth:  # begun before the setting was in force
+            if self._seen <= self.setting.depth or self._unsettled > 0:  # begun before the setting was in force
+                self._unsettled -= moved
                 self._since, self._moved = now, 0
                 return
             self._moved += moved
@@ -118,17 +133,25 @@ class Tuner:
         for move in self._moves if self._move is None else chain([self._move], self._moves):
             setting = move[0](self._base)
             if self._is_possible(setting):
-                self._move, self.setting, self._phase = move, setting, self._measure_trial
+                self._use(setting)
+                self._move, self._phase = move, self._measure_trial
                 return
-        self._move, self.setting, self._phase = None, self._base, self._measure_base
+        self._use(self._base)
+        self._move, self._phase = None, self._measure_base
         self._moves = iter(next(self._rounds))
         self._resume_at, self._rest = now + self._rest, min(2 * self._rest, LONGEST_REST_SECONDS)
+
+    def _use(self, setting: Setting) -> None:
+        self._unsettled = UNSETTLED if setting.cached and not self.setting.cached else 0
+        self.setting = setting
 
     def _is_possible(self, setting: Setting) -> bool:
         memory = setting.depth * setting.block * self._buffers
         keeps = (setting.depth == self._base.depth, setting.block == self._base.block)
         return (
-            1 <= setting.depth <= MAX_DEPTH
+            setting != self._base
+            and (self._may_cache or not setting.cached)
+            and 1 <= setting.depth <= MAX_DEPTH
             and SMALLEST <= setting.block <= LARGEST
             and memory <= MAX_BUFFERS
             and all(kept or not fixed for kept, fixed in zip(keeps, self._fixed, strict=True))
@@ -140,7 +163,7 @@ class Tuner:
         if speed >= self._speed * max(wanted, CERTAIN_GAIN):
             self._accept(speed, now)
             return
-        self.setting = self._base
+        self._use(self._base)
         if speed < self._speed * wanted:
             self._move, self._phase = None, self._measure_base
         else:

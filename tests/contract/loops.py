@@ -120,9 +120,18 @@ class Loops:
         self.directory = directory
         self._made: list[Loop] = []
 
-    def make(self, name: str, size: int, sector: int = 512, content: bytes = b"", *, read_only: bool = False) -> Loop:
-        """Return a new device ``dev/<name>`` that begins with ``content``."""
-        backing = self.directory / "backing" / name
+    def make(
+        self,
+        name: str,
+        size: int,
+        sector: int = 512,
+        content: bytes = b"",
+        *,
+        read_only: bool = False,
+        at: Path | None = None,
+    ) -> Loop:
+        """Return a new device ``dev/<name>`` that begins with ``content``, on a file of ours or on that one."""
+        backing = at or self.directory / "backing" / name
         backing.parent.mkdir(parents=True, exist_ok=True)
         backing.write_bytes(content)
         loop = Loop(self.directory / "dev" / name, backing, size, sector, read_only=read_only)

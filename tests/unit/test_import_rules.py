@@ -10,7 +10,7 @@ import migrator
 
 PACKAGE = Path(migrator.__file__).parent
 PURE = ["volume/copy", "volume/extents", "volume/verify", "volume/states", "backend_name"]
-PURE += [f"volume/{name}" for name in ("control", "crew", "digests", "files", "tuning")]
+PURE += [f"volume/{name}" for name in ("control", "crew", "digests", "files", "page_cache", "tuning")]
 HASHES = {"xxhash"}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -16,19 +17,37 @@ MIB = 1 << 20
 
 
 class Device:
-    """Answers a request after ``latency`` seconds, and moves at most ``bandwidth`` bytes per second in all."""
+    """Answers a request after ``latency`` seconds, and moves at most ``bandwidth`` bytes per second in all.
 
-    def __init__(self, latency: float, bandwidth: float, noise: float = 0.0, crowd: float = 0.0) -> None:
+    ``gain``: so many times as fast through the page cache, once that has taken its ``burst`` at the speed of memory.
+    """
+
+    def __init__(
+        self,
+        latency: float,
+        bandwidth: float,
+        noise: float = 0.0,
+        crowd: float = 0.0,
+        *,
+        gain: float = 1.0,
+        burst: int = 0,
+    ) -> None:
         self.latency, self.bandwidth, self.noise = latency, bandwidth, noise
+        self.gain, self.burst, self._left = gain, burst, burst
         #: How much each request beyond two slows all down.
         self.crowd = crowd
         self.chance = random.Random(1)
         self._busy_until = 0.0
 
-    def answer(self, now: float, length: int, depth: int) -> float:
+    def answer(self, now: float, setting: Setting) -> float:
         """When a request that goes out now comes back."""
-        slower = 1 + self.crowd * max(0, depth - 2) + self.noise * self.chance.uniform(-1, 1)
-        self._busy_until = max(self._busy_until, now) + length / self.bandwidth * slower
+        slower = 1 + self.crowd * max(0, setting.depth - 2) + self.noise * self.chance.uniform(-1, 1)
+        if setting.cached:
+            slower /= self.gain if self._left <= 0 else 10.0
+            self._left -= setting.block
+        else:
+            self._left = self.burst
+        self._busy_until = max(self._busy_until, now) + setting.block / self.bandwidth * slower
         return max(now + self.latency, self._busy_until)
 
 
@@ -38,7 +57,7 @@ def simulate(tuner: Tuner, device: Device, until: Callable[[float, int], bool]) 
     now, moved, settings = 0.0, 0, [tuner.setting]
     while not until(now, moved):
         while len(under_way) < tuner.setting.depth:
-            heapq.heappush(under_way, device.answer(now, tuner.setting.block, tuner.setting.depth))
+            heapq.heappush(under_way, device.answer(now, tuner.setting))
         now = heapq.heappop(under_way)
         moved += tuner.setting.block
         tuner.finished(tuner.setting.block, now)
@@ -89,7 +108,7 @@ def test_a_setting_that_was_chosen_by_chance_is_left_again() -> None:
 
 
 @pytest.mark.parametrize("fixed", [{"depth": 3, "block": 65536}, {"depth": 1}, {"block": 4 * MIB}, {"depth": 16}])
-def test_what_is_given_stays(fixed: dict[str, int]) -> None:
+def test_what_is_given_stays(fixed: dict[str, Any]) -> None:
     tuner = Tuner(**fixed)
     _, _, settings = simulate(tuner, Device(0.02, 1e9), lambda now, moved: now > 10)
     for name, value in fixed.items():
@@ -103,7 +122,7 @@ def test_two_buffers_for_each_request_halve_what_fits() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"depth": 0}, {"block": 0}, {"depth": 64}, {"block": 64 * MIB}, {"depth": -1}])
-def test_what_does_not_fit_is_refused(wrong: dict[str, int]) -> None:
+def test_what_does_not_fit_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="threads"):
         Tuner(**wrong)
 
@@ -124,9 +143,37 @@ def test_when_nothing_helps_the_setting_rests() -> None:
     trials = 0
     now, before = 0.0, tuner.setting
     while now < 40:
-        now = device.answer(now, BLOCK, tuner.setting.depth)
+        now = device.answer(now, tuner.setting)
         tuner.finished(BLOCK, now)
         trials += tuner.setting not in (before, Setting())
         before = tuner.setting
     assert 3 <= trials <= 3 + 4 * 4
     assert 10 * tuning.WINDOW_SECONDS * len(tuning.FIRST_ROUND) <= tuning.REST_SECONDS
+
+
+@pytest.mark.parametrize(("gain", "cached"), [(2.0, True), (1.3, True), (1.0, False), (0.6, False)])
+@pytest.mark.parametrize("burst", [0, 64 * MIB])
+def test_the_page_cache_is_used_where_it_gains(gain: float, cached: bool, burst: int) -> None:
+    """What it takes at the speed of memory before a disk has to follow is no gain."""
+    tuner = Tuner(may_cache=True)
+    simulate(tuner, Device(0.0005, 800e6, crowd=0.1, gain=gain, burst=burst), lambda now, moved: moved >= 1 << 30)
+    assert tuner._base.cached is cached
+    _, _, settings = simulate(Tuner(), Device(0.0005, 800e6, gain=gain), lambda now, moved: now > 30)
+    assert not any(setting.cached for setting in settings), "an end cannot do it"
+
+
+def test_the_page_cache_is_left_when_it_gains_no_more() -> None:
+    """It costs time of the processor, so it has to be worth it."""
+    tuner = Tuner(may_cache=True)
+    simulate(tuner, Device(0.0005, 800e6, crowd=0.1, gain=2.0), lambda now, moved: now > 2)
+    assert tuner.setting.cached
+    simulate(tuner, Device(0.0005, 800e6, crowd=0.1, gain=0.9), lambda now, moved: now > 30)
+    assert not tuner._base.cached
+
+
+def test_a_block_that_is_given_stays_past_the_cache_unless_it_is_large() -> None:
+    for block, cached in ((BLOCK, False), (tuning.LARGEST, True)):
+        tuner = Tuner(block=block, may_cache=True)
+        _, _, settings = simulate(tuner, Device(0.0005, 800e6, gain=2.0), lambda now, moved: now > 3)
+        assert {setting.block for setting in settings} == {block}
+        assert any(setting.cached for setting in settings) is cached
