@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -12,6 +13,7 @@ from migrator import errors
 from migrator.cli import client
 from migrator.cli.base import Json, Parser, Plain, boolean, is_boolean
 from migrator.cli.columns import bytes_text, seconds_text
+from migrator.cli.interrupts import remembered
 from migrator.cli.progress import Progress, progress_for
 
 _FIRST_POLL_SECONDS = 0.1
@@ -119,7 +121,8 @@ def follow(command: Plain, migration_id: str, volume: str | None = None) -> None
     """
     progress = progress_for(command.app.stdout, command.app.stderr, command.cli.quiet)
     try:
-        migration = _until_end(command.client, migration_id, progress)
+        with remembered() as interrupted:
+            migration = _until_end(command.client, migration_id, progress, interrupted)
     except KeyboardInterrupt:
         progress.clear()  # before the line below, not only at the end
         command.cli.LOG.error("The migration goes on; to follow it: migrator migration-watch %s", migration_id)
@@ -130,7 +133,7 @@ def follow(command: Plain, migration_id: str, volume: str | None = None) -> None
     ENDS[migration["status"]](command, name, migration)
 
 
-def _until_end(api: client.Client, migration_id: str, progress: Progress) -> Json:
+def _until_end(api: client.Client, migration_id: str, progress: Progress, interrupted: threading.Event) -> Json:
     """Return the migration once it is over; a service away for a while is waited for, then ApiUnreachable raised."""
     pause = _FIRST_POLL_SECONDS
     heard = time.monotonic()
@@ -144,7 +147,8 @@ def _until_end(api: client.Client, migration_id: str, progress: Progress) -> Jso
         except (errors.ApiUnreachable, errors.ApiFailed):
             if time.monotonic() - heard > PATIENCE_SECONDS:
                 raise
-        time.sleep(pause)
+        if interrupted.wait(pause):
+            raise KeyboardInterrupt
         pause = min(pause * _POLL_GROWTH, _LAST_POLL_SECONDS)
 
 

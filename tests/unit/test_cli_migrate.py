@@ -289,6 +289,37 @@ def test_an_interrupt_ends_the_watching_alone_and_says_so() -> None:
     assert err == f"The migration goes on; to follow it: migrator migration-watch {MIGRATION_ID}\n"
 
 
+LOSING = """
+import signal, sys
+from migrator.cli import client
+from migrator.cli.app import main
+
+class Interrupted:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+def get(self, path, **query):
+    if path.startswith("migrations/"):
+        Interrupted()
+    return real(self, path, **query)
+
+real, client.Client.get = client.Client.get, get
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_an_interrupt_in_a_destructor_is_not_lost() -> None:
+    """Python drops what is raised there; the watching went on."""
+    with serving(answers(migration())) as service:
+        argv = [sys.executable, "-c", LOSING, "migrate", "vol1", DESTINATION, "--wait"]
+        done = subprocess.run(
+            argv, env=environment(MIGRATOR_URL=service.url), capture_output=True, text=True, timeout=60, check=False
+        )
+    assert done.returncode == 130
+    assert "Exception ignored in" in done.stderr
+    assert done.stderr.endswith(f"The migration goes on; to follow it: migrator migration-watch {MIGRATION_ID}\n")
+
+
 # --- progress --------------------------------------------------------------------------------------------------------
 
 
