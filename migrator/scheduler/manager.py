@@ -24,10 +24,10 @@ from migrator import errors
 from migrator.backend_name import BackendName
 from migrator.conf import Conf
 from migrator.context import RequestContext, current_request_id, service_context
-from migrator.db import messages, migrations, services, usage, volumes
+from migrator.db import messages, migrations, services, transitions, usage, volumes
 from migrator.db.api import Database, clock, execute
-from migrator.db.migrations import Outcome
 from migrator.db.models import ExtraSpec, Migration, Volume, utcnow
+from migrator.db.transitions import Outcome
 from migrator.notifications import OFF, MigrationNews, Notifications
 from migrator.rpc import VERSION, VolumeClient
 from migrator.scheduler import explain
@@ -331,7 +331,7 @@ class SchedulerManager:
         return {"services": states_, "now": found[0].now if found else clock(session)}
 
     def _advance(self, session: Session, migration: Migration, outcome: Outcome) -> Migration:
-        return migrations.advance(
+        return transitions.advance(
             session,
             migration,
             outcome,

@@ -25,9 +25,9 @@ from migrator.compute.base import Compute, Uses
 from migrator.conf import Conf
 from migrator.db import attachments, swaps
 from migrator.db.api import Database
-from migrator.db.migrations import Outcome
 from migrator.db.models import Migration
 from migrator.db.swaps import Use
+from migrator.db.transitions import Outcome
 from migrator.volume.states import Event
 
 LOG = logging.getLogger(__name__)

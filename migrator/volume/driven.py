@@ -30,8 +30,8 @@ from migrator.conf import Conf
 from migrator.context import service_context
 from migrator.db import attachments, migrations, swaps, volumes
 from migrator.db.api import Database
-from migrator.db.migrations import Outcome
 from migrator.db.models import Attachment, Migration, utcnow
+from migrator.db.transitions import Outcome
 from migrator.rpc import VolumeClient
 from migrator.volume.states import Event
 

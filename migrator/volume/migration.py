@@ -20,10 +20,10 @@ from migrator.backend_name import BackendName
 from migrator.compute.base import Compute, Hypervisor
 from migrator.conf import Conf
 from migrator.context import service_context
-from migrator.db import attachments, fences, migrations, volumes
+from migrator.db import attachments, fences, migrations, transitions, volumes
 from migrator.db.api import Database
-from migrator.db.migrations import Outcome
 from migrator.db.models import Attachment, Migration
+from migrator.db.transitions import Outcome
 from migrator.drivers.base import Capability, Connection, VolumeDriver
 from migrator.rpc import VolumeClient
 from migrator.volume import copiers, exports
@@ -414,7 +414,7 @@ class Steps:
             raise Interrupted
         if stopped.reason == "pause":
             self._withdraw(migration)
-            raise Interrupted(migrations.PAUSED)
+            raise Interrupted(transitions.PAUSED)
         return Outcome(Event.FAILED, "cancelled on request")
 
     def _withdraw(self, migration: Migration) -> None:

@@ -21,10 +21,10 @@ from sqlalchemy.orm import Session
 
 from migrator import errors, machine
 from migrator.context import RequestContext
-from migrator.db import migrations
+from migrator.db import migrations, transitions
 from migrator.db.api import Database, clock
-from migrator.db.migrations import Outcome
 from migrator.db.models import Migration
+from migrator.db.transitions import Outcome
 from migrator.volume import states
 from migrator.volume.states import Direction, Event
 
@@ -241,7 +241,7 @@ class Runner:
 
         def write(what: Outcome) -> Migration:
             return self._db.run(
-                lambda session: migrations.advance(
+                lambda session: transitions.advance(
                     session, row, what, attempts_allowed=settings.attempts, retry_seconds=settings.retry_seconds
                 )
             )

@@ -10,9 +10,9 @@ import pytest
 import sqlalchemy as sa
 
 from migrator import errors
-from migrator.db import attachments, migrations, snapshots, types, volumes
-from migrator.db.migrations import Outcome
+from migrator.db import attachments, migrations, snapshots, transitions, types, volumes
 from migrator.db.models import Migration, Volume
+from migrator.db.transitions import Outcome
 from migrator.volume.states import Event
 from tests.api.conftest import DESTINATION, SOURCE, Answer, Api, Peers
 
@@ -237,7 +237,7 @@ def test_what_cannot_be_moved_cannot_be_retyped_by_moving(
 
 
 def advance(api: Api, row: Migration, outcome: Outcome) -> Migration:
-    return api.db.run(lambda s: migrations.advance(s, row, outcome, attempts_allowed=1, retry_seconds=0.0))
+    return api.db.run(lambda s: transitions.advance(s, row, outcome, attempts_allowed=1, retry_seconds=0.0))
 
 
 def picked(api: Api, row: Migration) -> Migration:

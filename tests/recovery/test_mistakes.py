@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from migrator.db import migrations, volumes
-from migrator.db.migrations import Outcome
 from migrator.db.models import Migration
+from migrator.db.transitions import Outcome
 from migrator.volume.migration import DONE, Steps
 from migrator.volume.runner import Function
 from migrator.volume.states import Direction, End

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import pytest
 
 from migrator import errors, machine
-from migrator.db.migrations import Outcome
 from migrator.db.models import Migration
+from migrator.db.transitions import Outcome
 from migrator.drivers.faults import Died
 from migrator.volume import runner
 from migrator.volume.migration import Steps

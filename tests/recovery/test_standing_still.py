@@ -12,9 +12,9 @@ import pytest
 from oslo_db import exception as db_exc
 
 from migrator import errors
-from migrator.db import migrations
-from migrator.db.migrations import Outcome
+from migrator.db import migrations, transitions
 from migrator.db.models import Migration
+from migrator.db.transitions import Outcome
 from migrator.drivers.faults import Died
 from migrator.volume import runner
 from migrator.volume.states import End, Event
@@ -55,7 +55,7 @@ def home_again(world: World) -> None:
     def forward(row: Migration) -> Migration:
         assert world.db.run(lambda s: migrations.claim(s, row, "the other service", 30.0, owner_is_dead=True))
         return world.db.run(
-            lambda s: migrations.advance(
+            lambda s: transitions.advance(
                 s, migrations.get(s, row.id), Outcome(Event.DONE), attempts_allowed=1, retry_seconds=0.0
             )
         )

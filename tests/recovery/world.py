@@ -24,8 +24,8 @@ from migrator import conf as config
 from migrator import machine, rpc
 from migrator.context import service_context
 from migrator.db import api, history, migrations, schema, services
-from migrator.db.migrations import Outcome
 from migrator.db.models import Base, Migration, MigrationStep, Service
+from migrator.db.transitions import Outcome
 from migrator.drivers import memory
 from migrator.drivers.base import VolumeDriver
 from migrator.drivers.faults import Died

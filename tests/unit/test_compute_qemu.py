@@ -19,10 +19,10 @@ from migrator.compute import qemu
 from migrator.compute.base import Uses
 from migrator.compute.qemu import Guest, Move, Qemu
 from migrator.compute.qemu_monitor import Loop, Monitor
-from migrator.db import attachments, migrations
+from migrator.db import attachments, migrations, transitions
 from migrator.db.api import Database
-from migrator.db.migrations import Outcome
 from migrator.db.models import Migration
+from migrator.db.transitions import Outcome
 from migrator.drivers.faults import Died
 from migrator.rpc import VolumeClient
 from migrator.volume import states
@@ -125,7 +125,7 @@ class World:
         db.run(lambda session: migrations.claim(session, self.row(), "scheduler", 30.0, owner_is_dead=False))
         picked = Outcome(Event.DONE, values={"destination_host": rows.DESTINATION})
         row = self.row()
-        db.run(lambda session: migrations.advance(session, row, picked, attempts_allowed=3, retry_seconds=0.0))
+        db.run(lambda session: transitions.advance(session, row, picked, attempts_allowed=3, retry_seconds=0.0))
 
     def row(self) -> Migration:
         return rows.migration(self.db, self.id)

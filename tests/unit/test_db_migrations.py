@@ -12,10 +12,10 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from migrator import errors
-from migrator.db import history, migrations, orders, services, usage, volumes
+from migrator.db import history, migrations, orders, services, transitions, usage, volumes
 from migrator.db.api import Database
-from migrator.db.migrations import Outcome
 from migrator.db.models import CopiedRange, Message, Migration, Volume
+from migrator.db.transitions import Outcome
 from migrator.volume.states import Event
 from tests.support import rows
 
@@ -34,7 +34,7 @@ def claimed(db: Database, seen: Migration) -> Migration:
 
 def advance(db: Database, row: Migration, outcome: Outcome, attempts: int = 3) -> Migration:
     return db.run(
-        lambda session: migrations.advance(session, row, outcome, attempts_allowed=attempts, retry_seconds=0.0)
+        lambda session: transitions.advance(session, row, outcome, attempts_allowed=attempts, retry_seconds=0.0)
     )
 
 
@@ -205,7 +205,9 @@ def test_a_failure_on_the_way_back_does_not_hide_the_first_one(any_db: Database)
 def test_a_retry_gives_the_row_free_and_waits(any_db: Database) -> None:
     row = at_step(any_db, "copy_data")
     failed = Outcome(Event.FAILED, error=errors.DriverError(backend="b", reason="away"))
-    row = any_db.run(lambda session: migrations.advance(session, row, failed, attempts_allowed=3, retry_seconds=1000.0))
+    row = any_db.run(
+        lambda session: transitions.advance(session, row, failed, attempts_allowed=3, retry_seconds=1000.0)
+    )
     assert (row.step, row.direction, row.owner, row.attempts) == ("copy_data", "forward", None, 1)
     assert 40 < row.not_before - any_db.now() < 100, "capped at a minute, spread by a quarter"
     assert not claim(any_db, row)

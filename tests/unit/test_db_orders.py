@@ -7,11 +7,11 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from migrator import errors
-from migrator.db import migrations, orders, twins, volumes
+from migrator.db import migrations, orders, transitions, twins, volumes
 from migrator.db.api import Database, now_seconds
-from migrator.db.migrations import Outcome
 from migrator.db.models import Migration, Volume
 from migrator.db.orders import Order
+from migrator.db.transitions import Outcome
 from migrator.volume.states import Event
 from tests.support import rows
 
@@ -29,7 +29,7 @@ def advance(db: Database, migration_id: str, outcome: Outcome) -> Migration:
         if row.owner is None:
             assert migrations.claim(session, row, "me", 30, owner_is_dead=False)
             row = migrations.get(session, migration_id)
-        return migrations.advance(session, row, outcome, attempts_allowed=3, retry_seconds=0)
+        return transitions.advance(session, row, outcome, attempts_allowed=3, retry_seconds=0)
 
     return db.run(work)
 

@@ -14,8 +14,8 @@ from sqlalchemy.orm import Session
 from migrator import errors
 from migrator.db import volumes
 from migrator.db.api import CommitUnanswered, Database
-from migrator.db.migrations import Outcome
 from migrator.db.models import Migration
+from migrator.db.transitions import Outcome
 from migrator.volume.runner import Runner, Settings, unowned
 from migrator.volume.states import Direction, Event
 from tests.conftest import open_database

@@ -9,8 +9,8 @@ import sqlalchemy as sa
 from migrator.context import current_request_id, service_context
 from migrator.db import migrations
 from migrator.db.api import Database
-from migrator.db.migrations import Outcome
 from migrator.db.models import Migration
+from migrator.db.transitions import Outcome
 from migrator.volume.runner import Interrupted, Runner, Settings
 from migrator.volume.states import Direction
 from tests.support import rows
