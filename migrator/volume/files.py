@@ -55,11 +55,15 @@ class FileEndpoint:
         self._volume_size, self._may_punch = volume_size, may_punch
         self._fd = _open_plain(path, writable)
         self._direct: int | None = None
+        self._waiting: int | None = None
         self._uses_direct = self._uses_cache = self._leaves_cache = False
         try:
             status = os.fstat(self._fd)
             self._is_block = stat.S_ISBLK(status.st_mode)
             self._direct = _open_direct(self._fd, writable) if direct else None
+            # The kernel tells of a failed write once to each opening: who waits for one must not hide it from a flush,
+            # which would call it stored.
+            self._waiting = _open_again(self._fd, writable)
             if not writable:
                 self._forget_cache()
             may_cache = self._direct is not None and self._is_cached_rightly(writable)
@@ -76,7 +80,7 @@ class FileEndpoint:
             may_cache=may_cache,
         )
         self._uses_direct = self._direct is not None
-        self._readings, self._writings = page_cache.DropBehind(self._fd), page_cache.WriteBehind(self._fd)
+        self._readings, self._writings = page_cache.DropBehind(self._fd), page_cache.WriteBehind(self._waiting)
         # Two requests side by side look like leaps to the kernel, and it reads ahead no more: a quarter of the speed.
         self._reading = Lock()
         self._limit = limit
@@ -194,8 +198,8 @@ class FileEndpoint:
     def close(self) -> None:
         if self._fd >= 0 and self._leaves_cache:
             page_cache.drop(self._fd)
-        descriptors = [fd for fd in (self._direct, self._fd) if fd is not None and fd >= 0]
-        self._direct, self._fd, self._uses_direct = None, -1, False
+        descriptors = [fd for fd in (self._direct, self._waiting, self._fd) if fd is not None and fd >= 0]
+        self._direct, self._waiting, self._fd, self._uses_direct = None, None, -1, False
         failure: OSError | None = None
         for descriptor in descriptors:
             try:
@@ -227,13 +231,17 @@ def _open_plain(path: str, writable: bool) -> int:
 
 def _open_direct(descriptor: int, writable: bool) -> int | None:
     """Open the same file again for direct I/O; None where its file system has none."""
-    flags = os.O_CLOEXEC | os.O_DIRECT | (os.O_RDWR if writable else os.O_RDONLY)
     try:
-        return os.open(f"/proc/self/fd/{descriptor}", flags)
+        return _open_again(descriptor, writable, os.O_DIRECT)
     except OSError as error:
         if error.errno in _CANNOT:
             return None
         raise
+
+
+def _open_again(descriptor: int, writable: bool, flags: int = 0) -> int:
+    """Open the same file once more; raises OSError."""
+    return os.open(f"/proc/self/fd/{descriptor}", os.O_CLOEXEC | flags | (os.O_RDWR if writable else os.O_RDONLY))
 
 
 def _zero(descriptor: int, mode: int, start: int, length: int) -> bool:

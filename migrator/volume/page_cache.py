@@ -92,6 +92,7 @@ class DropBehind:
 class WriteBehind:
     """What was written through the cache: it goes to the disk at once, and out of the cache when it is there.
 
+    The descriptor is one that nobody flushes: the kernel tells of a failed write once to each opening of a file.
     Nothing here makes it survive a power cut: that is a flush of the file.  Used by several threads at once.
     """
 
@@ -121,7 +122,6 @@ class WriteBehind:
                     return
                 offset, length = self._under_way.popleft()
                 self._bytes -= length
-            # The kernel tells of a failed write once: to this call, or to the flush, whichever comes first.
             if _sync_file_range(self._descriptor, offset, length, _START_AND_WAIT) != 0:
                 code = ctypes.get_errno()
                 raise OSError(code, os.strerror(code))
