@@ -120,6 +120,8 @@ def forget_attachments(session: Session, twin_id: str) -> None:
 def report(session: Session, row: Migration, failed: bool) -> bool:
     """Write what the compute service says of a swap, once; False where nobody listens.  The first report counts.
 
+    A migration that was given up is opened again: its host was waited for, and now nothing is left to wait for.
+
     Raises BadRequest for a success of which the twin's attachments know nothing: a volume must never be switched to
     a place that its server does not write to.
     """
@@ -136,9 +138,9 @@ def report(session: Session, row: Migration, failed: bool) -> bool:
         .values(swap_result=FAILED if failed else DONE, not_before=0.0, updated_at=utcnow())
         .execution_options(synchronize_session=False)
     )
-    if row.end is not None and not failed:  # it was given up, and the server moved after all
-        seen = migrations.get(session, row.id)
-        if not orders.take_back_again(session, seen):
+    if row.end is not None:
+        opened = orders.take_back_again(session, migrations.get(session, row.id))
+        if not opened and not failed:
             raise errors.Conflict(reason=f"Migration {row.id} was given up, and its volume is being moved again.")
     return True
 

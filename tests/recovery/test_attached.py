@@ -286,16 +286,40 @@ def test_looks_make_one_row_of_history(used: InUse) -> None:
 
 def test_what_was_given_up_and_happens_after_all_is_gone_on_with(used: InUse) -> None:
     """The report comes when the migration is stuck: the server lives at the new place, so the volume does."""
+    given_up(used)
+    for what in ("copy", "arrive", "report"):
+        used.script.do(what)
+    used.go()
+    used.in_use(End.SUCCESS)
+
+
+@pytest.mark.parametrize("last", [("let go", "report failure"), ("report failure",)], ids=str)
+def test_what_was_given_up_and_fails_after_all_is_taken_back(used: InUse, last: tuple[str, ...]) -> None:
+    """The compute service was slower than swap_timeout_seconds: nobody has to tell us again what it has reported."""
+    given_up(used)
+    opened(used, "old")
+    for what in last:
+        used.script.do(what)
+    used.go()
+    used.in_use(End.ERROR)
+
+
+def test_a_late_report_decides_nothing_while_the_new_place_is_open(used: InUse) -> None:
+    given_up(used)
+    opened(used, "old", "new")
+    used.script.do("report failure")
+    used.go()
+    used.ended(End.STUCK, status="in-use", left=True)
+
+
+def given_up(used: InUse) -> None:
+    """Let a swap last longer than it may, while its host may still copy."""
     used.script.at_once = ("reserve", "connect")
     used.until_waiting()
     used.plant.conf.set_override("swap_timeout_seconds", 60)
     used.go()
     used.ended(End.STUCK, status="in-use")
     assert used.row().error_code == "SwapUndecided"
-    for what in ("copy", "arrive", "report"):
-        used.script.do(what)
-    used.go()
-    used.in_use(End.SUCCESS)
 
 
 # --- faults of our own calls to the compute service ------------------------------------------------------------------
