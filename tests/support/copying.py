@@ -9,6 +9,10 @@ from typing import Any
 
 from migrator import machine
 from migrator.drivers.base import Connection
+from migrator.volume.control import Control
+from migrator.volume.copy import CopyOptions, Result, copy
+from migrator.volume.endpoints import Endpoint
+from migrator.volume.extents import Ranges
 
 MIB = 1 << 20
 SIZE = 8 * MIB + 4097
@@ -32,11 +36,31 @@ class Volume:
         return self.connection(writable, **changes).as_dict()
 
 
+def copy_whole(
+    source: Endpoint,
+    destination: Endpoint,
+    *,
+    zero: bool,
+    options: CopyOptions | None = None,
+    done: Ranges | None = None,
+) -> Result:
+    """Run the engine alone, from the beginning unless something is ``done``; ``zero``: the destination is new."""
+    return copy(
+        source,
+        destination,
+        done=done or Ranges(),
+        destination_is_zero=zero,
+        options=options or CopyOptions(),
+        control=Control(),
+        on_checkpoint=ignore,
+    )
+
+
 def no() -> bool:
     return False
 
 
-def ignore(event: dict[str, Any]) -> None:
+def ignore(event: Any) -> None:
     pass
 
 

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from migrator.volume.control import Control, Stopped
-from migrator.volume.copy import CopyOptions, copy
+from migrator.volume.copy import CopyOptions
 from migrator.volume.crew import Crew
 from migrator.volume.endpoints import (
     Capabilities,
@@ -24,8 +24,9 @@ from migrator.volume.endpoints import (
     WriteFailed,
     WrongSize,
 )
-from migrator.volume.extents import Extent, Ranges
+from migrator.volume.extents import Extent
 from migrator.volume.tuning import Tuner
+from tests.support.copying import copy_whole
 from tests.support.disks import UNIT, Action, Disk, Run, naive, raising, random_disk, runs, zero_disk
 
 few = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -137,15 +138,7 @@ def test_eight_tebibytes_with_little_in_them(places: list[tuple[int, int]], less
             pieces[start] = random.Random(start).randbytes(max(0, reached - start))
     source, destination = Huge(size, pieces), Huge(size, {})
     began = time.monotonic()
-    result = copy(
-        source,
-        destination,
-        done=Ranges(),
-        destination_is_zero=True,
-        options=CopyOptions(),
-        control=Control(),
-        on_checkpoint=lambda checkpoint: None,
-    )
+    result = copy_whole(source, destination, zero=True)
     assert result.progress.bytes_done == size
     assert result.checksum is not None
     assert time.monotonic() - began < 10

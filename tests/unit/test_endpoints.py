@@ -12,20 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from migrator.volume.control import Control
-from migrator.volume.copy import Checkpoint, CopyOptions, Result, copy
+from migrator.volume.copy import Result
 from migrator.volume.endpoints import (
     DestinationFull,
-    Endpoint,
     MemoryEndpoint,
     first_difference,
     is_zero,
 )
-from migrator.volume.extents import Extent, Ranges
+from migrator.volume.extents import Extent
 from migrator.volume.files import FileEndpoint
 from tests.contract.loops import Loops
+from tests.support.copying import MIB, copy_whole
 
-MIB = 1 << 20
 ODD_SIZES = [0, 1, 511, 512, 4095, 4096, 4097, MIB - 1, MIB, MIB + 1, 3 * MIB + 4096 + 7]
 
 
@@ -48,25 +46,10 @@ def copied(source: Path, destination: Path, *, zero: bool, direct: bool = True, 
     one = FileEndpoint(str(source), writable=False, direct=direct)
     two = FileEndpoint(str(destination), writable=True, direct=direct, limit=limit)
     try:
-        return run(one, two, zero)
+        return copy_whole(one, two, zero=zero)
     finally:
         one.close()
         two.close()
-
-
-def run(source: Endpoint, destination: Endpoint, zero: bool) -> Result:
-    def ignore(checkpoint: Checkpoint) -> None:
-        pass
-
-    return copy(
-        source,
-        destination,
-        done=Ranges(),
-        destination_is_zero=zero,
-        options=CopyOptions(),
-        control=Control(),
-        on_checkpoint=ignore,
-    )
 
 
 @pytest.mark.parametrize("direct", [True, False])
@@ -287,7 +270,7 @@ def test_objects_in_memory_have_the_same_shape(tmp_path: Path) -> None:
     destination = make(tmp_path / "destination", b"\xff" * (3 * MIB))
     one, two = (MemoryEndpoint(path.name, Memory(path)) for path in (source, destination))
     assert all(isinstance(extent, Extent) for extent in one.extents(0, 3 * MIB))
-    run(one, two, False)
+    copy_whole(one, two, zero=False)
     one.close()
     two.close()
     assert destination.read_bytes() == source.read_bytes()

@@ -16,43 +16,24 @@ from pathlib import Path
 import pytest
 
 from migrator.volume import page_cache
-from migrator.volume.control import Control
-from migrator.volume.copy import Checkpoint, CopyOptions, Result, copy
-from migrator.volume.endpoints import CopyError, DestinationFull, Endpoint, WriteFailed
-from migrator.volume.extents import Ranges
+from migrator.volume.copy import CopyOptions, Result
+from migrator.volume.endpoints import CopyError, DestinationFull, WriteFailed
 from migrator.volume.files import FileEndpoint
 from tests.contract.loops import Loops
 from tests.contract.mounts import SHARING, mounted, sharing, tmpfs
+from tests.support.copying import MIB, copy_whole
 from tests.support.restless import Cached, Restless
 from tests.support.waiting import until
 
-MIB = 1 << 20
 #: What the kernel may read ahead, at most: a few MiB on any system, twice that in order, in two pieces.
 READ_AHEAD = 48 * MIB
-
-
 #: Enough that the whole of it would be too much to be cached.
 BIG = 192 * MIB
 
 
-def copied(source: Endpoint, destination: Endpoint, options: CopyOptions, zero: bool = True) -> Result:
-    def ignore(checkpoint: Checkpoint) -> None:
-        pass
-
-    return copy(
-        source,
-        destination,
-        done=Ranges(),
-        destination_is_zero=zero,
-        options=options,
-        control=Control(),
-        on_checkpoint=ignore,
-    )
-
-
-def copied_files(source: Path, destination: Path, options: CopyOptions, zero: bool = True) -> Result:
+def copied(source: Path, destination: Path, options: CopyOptions, zero: bool = True) -> Result:
     with opened(source) as one, opened(destination, writable=True) as two:
-        return copied(one, two, options, zero)
+        return copy_whole(one, two, options=options, zero=zero)
 
 
 @contextlib.contextmanager
@@ -103,7 +84,7 @@ def test_a_copy_that_changes_its_way_all_the_time_is_true(place: Path, size: int
     source = make(place / "source", bytes(content))
     destination = make(place / "destination", bytes(size) if zero else b"\xff" * size)
     options = Restless(checkpoint_seconds=0.0)
-    result = copied_files(source, destination, options, zero)
+    result = copied(source, destination, options, zero)
     assert destination.read_bytes() == content
     assert result.checksum is not None
 
@@ -118,7 +99,7 @@ def test_neither_end_stays_in_the_cache(tmp_path: Path, options: CopyOptions) ->
     os.truncate(destination, BIG)
     most = Most(source, destination)
     one, two = most.end(source, writable=False), most.end(destination, writable=True)
-    copied(one, two, options)
+    copy_whole(one, two, options=options, zero=True)
     assert pages(destination) == 0, "the flush at the end"
     one.close()
     two.close()
@@ -194,7 +175,7 @@ def test_a_write_that_fails_behind_us_fails_the_copy(tmp_path: Path, thin: Path)
     os.truncate(destination, 64 * MIB)
     for checkpoints in (0.0, 60.0):
         with pytest.raises(CopyError) as caught:
-            copied_files(source, destination, Cached(checkpoint_seconds=checkpoints))
+            copied(source, destination, Cached(checkpoint_seconds=checkpoints))
         assert isinstance(caught.value, WriteFailed | DestinationFull)
         assert caught.value.errno in (errno.EIO, errno.ENOSPC)
 

@@ -14,12 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from migrator.volume.control import Control, Stopped
-from migrator.volume.copy import CopyOptions, Progress, Result, copy
+from migrator.volume.copy import CopyOptions, Progress, Result
 from migrator.volume.digests import Digests
 from migrator.volume.endpoints import Different, ReadFailed, WrongSize
 from migrator.volume.extents import Extent, Ranges
 from migrator.volume.files import FileEndpoint
 from migrator.volume.verify import verify
+from tests.support.copying import copy_whole
 from tests.support.disks import naive
 
 MIB = 1 << 20
@@ -159,14 +160,7 @@ def test_it_stops_within_a_second_and_leaves_no_thread(tmp_path: Path) -> None:
 def copied(source: Path, destination: Path, done: Ranges | None = None, block: int | None = None) -> Result:
     ends = FileEndpoint(str(source), writable=False), FileEndpoint(str(destination), writable=True)
     try:
-        return copy(
-            *ends,
-            done=done or Ranges(),
-            destination_is_zero=False,
-            options=CopyOptions(block=block),
-            control=Control(),
-            on_checkpoint=lambda checkpoint: None,
-        )
+        return copy_whole(*ends, zero=False, options=CopyOptions(block=block), done=done)
     finally:
         for end in ends:
             end.close()
