@@ -202,6 +202,20 @@ def test_a_window_that_cannot_be_written_is_an_error_of_the_write(thin: Path) ->
     endpoint.close()
 
 
+def test_going_back_tells_of_what_failed_on_its_way(thin: Path) -> None:
+    path = thin / "file"
+    path.touch()
+    os.truncate(path, 80 * MIB)
+    data = memoryview(mmap.mmap(-1, MIB))
+    data[:] = b"x" * MIB
+    with opened(path, writable=True) as end:
+        end.use_cache(True)
+        for offset in range(0, page_cache.WINDOW, MIB):  # more than the device has, and too little to wait for
+            assert end.pwrite(offset, data) == MIB
+        with pytest.raises(OSError, match=r".+"):
+            end.use_cache(False)
+
+
 def settled(endpoint: FileEndpoint) -> bool:
     try:
         endpoint.use_cache(False)
