@@ -80,7 +80,7 @@ def test_two_volumes_of_a_server_go_one_after_the_other(cloud: Cloud) -> None:
     disks = [cloud.disk(server), cloud.disk(server)]
     reached, go = cloud.plan(disks[0]).hold("copy")
     cloud.migrate(disks[0])
-    assert reached.wait(20)
+    assert reached.wait(60)
     cloud.migrate(disks[1])
 
     def queues() -> bool:
@@ -134,7 +134,7 @@ def test_a_cancel_during_the_copy_is_decided_by_its_end(cloud: Cloud, fails: boo
         cloud.plan(disk).faults["copy"] = Failed("on purpose")
     reached, go = cloud.plan(disk).hold("copy")
     cloud.migrate(disk)
-    assert reached.wait(20)
+    assert reached.wait(60)
     cloud.order(disk, "cancel")
     until(lambda: cloud.rest.migration_of(disk.volume)["direction"] == "back", "it turns back")
     go.set()
@@ -148,7 +148,7 @@ def test_what_its_owner_asked_for_meanwhile_is_done_where_the_volume_lives_then(
     for disk in (grown, kept):
         reached, _ = cloud.plan(disk).hold("copy")
         cloud.migrate(disk)
-        assert reached.wait(20)
+        assert reached.wait(60)
     rest.ok("POST", f"/volumes/{grown.volume}/action", {"os-extend": {"new_size": 2}})
     wanted = {"snapshot": {"volume_id": kept.volume, "force": True}}
     snapshot = rest.ok("POST", "/snapshots", wanted)["snapshot"]["id"]
@@ -169,10 +169,10 @@ def test_a_pause_keeps_the_record_and_not_the_server_from_being_switched(cloud: 
     disk = cloud.disk()
     reached, go = cloud.plan(disk).hold("copy")
     cloud.migrate(disk)
-    assert reached.wait(20)
+    assert reached.wait(60)
     cloud.order(disk, "pause")
     go.set()
-    assert cloud.plan(disk).over.wait(20)
+    assert cloud.plan(disk).over.wait(60)
     assert cloud.rest.migration_of(disk.volume)["status"] == "paused"
     with pytest.raises(Failed, match="is about to complete"):
         cloud.nova.detach(disk)
@@ -199,7 +199,7 @@ def test_a_service_that_is_killed_goes_on_afterwards(cloud: Cloud, call: str) ->
     disk = cloud.disk()
     reached, go = cloud.plan(disk).hold(call)
     cloud.migrate(disk)
-    assert reached.wait(20)
+    assert reached.wait(60)
     cloud.running.process.kill_all()
     if call == "completion":
         go.set()
@@ -259,7 +259,7 @@ def test_success_is_not_believed_before_the_server_is_there(cloud: Cloud) -> Non
     disk = cloud.disk()
     reached, go = cloud.plan(disk).hold("copy")
     cloud.migrate(disk)
-    assert reached.wait(20)
+    assert reached.wait(60)
     with pytest.raises(Failed, match="no server is attached"):
         cloud.nova.complete(disk.volume, cloud.nova.puts[-1][1], error=False)
     go.set()

@@ -20,8 +20,8 @@ from tests.support.waiting import until
 
 #: Migrations under way at once.
 AT_ONCE = 8
-#: swap_timeout_seconds: many times what a swap takes, since one that lasts longer ends differently.
-PATIENCE = 15
+#: swap_timeout_seconds and swap_begin_seconds: many times what a swap takes; one that lasts longer ends differently.
+PATIENCE, BEGIN = 15, 8
 
 #: The calls of nova-api and nova-compute in their order, by what becomes of a volume for which one fails.
 BEFORE_THE_CHANGE = (
@@ -64,7 +64,7 @@ Outcome = tuple[Disk, dict[str, Any]]
 @pytest.fixture(scope="module")
 def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
     nova = Nova()
-    with open_cloud(tmp_path_factory.mktemp("faults"), nova, patience=PATIENCE) as running:
+    with open_cloud(tmp_path_factory.mktemp("faults"), nova, patience=PATIENCE, begin=BEGIN) as running:
         yield running
     nova.end()
 

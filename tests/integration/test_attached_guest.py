@@ -105,7 +105,7 @@ def test_two_disks_of_one_guest_are_moved_one_after_the_other(cloud: Cloud) -> N
     second = cloud.disk(server, device="/dev/vdc", guest=lambda path, _: QemuGuest(path, beside=first.guest))
     reached, go = cloud.plan(first).hold("copy")
     cloud.migrate(first)
-    assert reached.wait(20)
+    assert reached.wait(60)
     cloud.migrate(second)
 
     def queues() -> bool:
@@ -138,7 +138,7 @@ def test_a_service_that_is_killed_at_any_call_of_a_swap(cloud: Cloud) -> None:
     for call, disk in disks.items():
         reached, _ = cloud.plan(disk).hold(call)
         cloud.migrate(disk)
-        assert reached.wait(20), call
+        assert reached.wait(60), call
     cloud.running.process.kill_all()
     for disk in disks.values():
         disk.guest.writer.goes_on()
@@ -158,11 +158,11 @@ def test_a_cancel_before_a_host_is_connected(cloud: Cloud, disk: Disk, call: str
     """It is obeyed at once; what Nova still does comes to nothing, and it does not take the old volume for the new."""
     reached, go = cloud.plan(disk).hold(call)
     cloud.migrate(disk)
-    assert reached.wait(20)
+    assert reached.wait(60)
     cloud.order(disk, "cancel")
     assert cloud.rest.wait_migration(disk.volume)["status"] == "cancelled"
     go.set()
-    assert cloud.plan(disk).over.wait(20)
+    assert cloud.plan(disk).over.wait(60)
     assert disk.guest.qemu.qmp("query-block-jobs") == []
     cloud.stayed(disk)
 

@@ -150,7 +150,7 @@ def test_a_swap_may_last_longer_than_its_token_lives(world: World) -> None:
     cloud, nova = world.cloud, world.cloud.nova
     reached, go = cloud.plan(disk).hold("copy")
     cloud.migrate(disk)
-    assert reached.wait(30)
+    assert reached.wait(60)
     token, fresh = nova.tokens[disk.volume], nova.own_token
 
     def is_over() -> bool:
@@ -163,7 +163,7 @@ def test_a_swap_may_last_longer_than_its_token_lives(world: World) -> None:
     until(is_over, "the token is over", pause=0.5)
     go.set()
     assert cloud.rest.wait_migration(disk.volume)["status"] == "success"
-    assert cloud.plan(disk).over.wait(30)
+    assert cloud.plan(disk).over.wait(60)
     assert ("completion", 200) in {(call, status) for volume, call, status in nova.calls if volume == disk.volume}
     cloud.moved(disk)
 

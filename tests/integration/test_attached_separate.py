@@ -41,7 +41,7 @@ def test_the_volume_services_alone_are_killed_while_swaps_run(deployment: tuple[
     for call, disk in disks.items():
         reached, _ = cloud.plan(disk).hold(call)
         cloud.migrate(disk)
-        assert reached.wait(30), call
+        assert reached.wait(60), call
     services = [running.processes[name] for name in ("hosta", "hostb")]
     for service in services:
         service.kill_all()

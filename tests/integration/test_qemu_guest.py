@@ -20,7 +20,7 @@ from tests.support.waiting import until
 SLOW, FAST = 1 << 20, 1 << 40
 FIRST, SECOND = "node@file1#pool1", "node@file2#pool2"
 OPTIONS = """compute_service = qemu
-swap_timeout_seconds = 20
+swap_timeout_seconds = 120
 migration_retry_seconds = 0.05
 migration_sweep_interval = 1
 [qemu]
@@ -103,7 +103,7 @@ class Disk:
 
     def moved(self) -> None:
         """See that guest and record are at the new place, with all that was acknowledged, and nothing else is left."""
-        migration = self.rest.wait_migration(self.volume, 30)
+        migration = self.rest.wait_migration(self.volume)
         assert migration["status"] == "success", migration
         assert migration["bytes_done"] == migration["bytes_total"] == 1 << 30
         volume = self.rest.volume(self.volume)
@@ -123,7 +123,7 @@ class Disk:
 
     def stayed(self, status: str) -> dict[str, Any]:
         """See that guest and record are where they were, that the guest writes on, and that nothing else is left."""
-        migration = self.rest.wait_migration(self.volume, 30)
+        migration = self.rest.wait_migration(self.volume)
         assert migration["status"] == status, migration
         until(lambda: self.files() == [Path(self.guest.path)], "one object is left")
         assert self.path() == Path(self.guest.path)

@@ -57,7 +57,7 @@ class Rest:
     def volume(self, volume_id: str) -> dict[str, Any]:
         return dict(self.ok("GET", f"/volumes/{volume_id}")["volume"])
 
-    def wait_volume(self, volume_id: str, status: str, seconds: float = 30.0) -> dict[str, Any]:
+    def wait_volume(self, volume_id: str, status: str, seconds: float = 60.0) -> dict[str, Any]:
         def there() -> dict[str, Any] | None:
             volume = self.volume(volume_id)
             assert not volume["status"].startswith("error") or status.startswith("error"), volume

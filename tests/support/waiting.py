@@ -9,7 +9,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def until(condition: Callable[[], T], what: str, seconds: float = 30.0, pause: float = 0.01) -> T:
+def until(condition: Callable[[], T], what: str, seconds: float = 60.0, pause: float = 0.01) -> T:
     """Return the first true value of ``condition``; raises AssertionError naming ``what`` at the deadline."""
     deadline = time.monotonic() + seconds
     while True:
