@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# The tests start hundreds of processes: compile for all of them once, whatever the surroundings prefer.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test soak faults bench bench-copy lint unit sample docs clean
 

@@ -52,6 +52,7 @@ class Service(ServiceBase):  # type: ignore[misc]
 
     def start(self) -> None:
         """Open everything and begin to serve; returns when ready."""
+        gc.enable()
         self._open()
         # What is loaded by now stays: the collector need not look at it each time that it looks at everything.
         gc.collect()
