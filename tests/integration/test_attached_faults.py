@@ -1,12 +1,12 @@
 """A fault at every call of the compute service: the volume lives where its server writes, and nothing is left over.
 
-The migrations of all tests run at once, a few at a time, since most of their time is waiting.
+The migrations of a test run at once, since most of their time is waiting.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -47,18 +47,14 @@ SPECIAL = dict.fromkeys(("connect", "complete", "detach", "release"), (*UNNOTICE
 GUESTS = {"plain": Guest, "qemu": QemuGuest}
 
 
-def cells() -> list[Cell]:
-    made: list[Cell] = []
+def cells() -> list[Any]:
+    """The faults of each call, each with its guest, as the parameters of a test."""
+    made = []
     for number, call in enumerate((*BEFORE_THE_CHANGE, *BEHIND_THE_CHANGE, *CLEANING_UP)):
         unnoticed = SPECIAL.get(call, (UNNOTICED[number % len(UNNOTICED)],))
-        made += [(call, fault, "plain") for fault in (*unnoticed, Fault.LATE, Fault.GARBAGE, Fault.LOST, Fault.GATEWAY)]
-        made.append((call, unnoticed[0], "qemu"))
+        plain = [(fault, "plain") for fault in (*unnoticed, Fault.LATE, Fault.GARBAGE, Fault.LOST, Fault.GATEWAY)]
+        made.append(pytest.param(call, [*plain, (unnoticed[0], "qemu")], id=call))
     return made
-
-
-#: A call, its fault and the guest.
-Cell = tuple[str, Fault, str]
-Outcome = tuple[Disk, dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
@@ -69,20 +65,38 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
     nova.end()
 
 
-@pytest.fixture(scope="module")
-def outcomes(request: pytest.FixtureRequest, cloud: Cloud) -> Iterator[dict[Cell, Future[Outcome]]]:
-    """What became of each volume, of those tests that are wanted."""
-    mine = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
-    wanted: list[Any] = [tuple(item.callspec.params[name] for name in ("call", "fault", "guest")) for item in mine]
+@pytest.mark.parametrize(("call", "faults"), cells())
+def test_faults_at_a_call_of_the_compute_service(cloud: Cloud, call: str, faults: list[tuple[Fault, str]]) -> None:
+    """field.md bugs 31 and 34 (LP1614371, LP1489744): attachments lost, or both volumes in a state of neither."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        # Longest first: whose compute service says nothing waits until its time is over.
-        wanted.sort(key=lambda cell: not cell[0].startswith("compute_get"))
-        yield {cell: pool.submit(play, cloud, *cell) for cell in wanted}
+        played = {each: pool.submit(play, cloud, call, *each) for each in faults}
+    wrong = []
+    for (fault, guest), future in played.items():
+        if (error := future.exception()) is not None:
+            error.add_note(f"{call}: {fault}, {guest} guest")
+            wrong.append(error)
+    if wrong:
+        raise BaseExceptionGroup(f"{len(wrong)} of {len(faults)} faults", wrong)
 
 
-def play(cloud: Cloud, call: str, fault: Fault, guest: str) -> Outcome:
-    """Migrate a volume in use with one call going wrong, until Nova and the migration are done with it."""
+def play(cloud: Cloud, call: str, fault: Fault, guest: str) -> None:
+    """Migrate a volume in use with one call going wrong; look at what became of it, and end its guest."""
     disk = cloud.disk(pause=0.02, guest=GUESTS[guest])
+    try:
+        ended = migrated(cloud, disk, call, fault)
+        moves = call in BEHIND_THE_CHANGE or (call, fault) in HARMLESS
+        assert ended["status"] == ("success" if moves else "error"), ended
+        (cloud.moved if moves else cloud.stayed)(disk)
+        new = ended["destination_volume_id"]
+        assert cloud.rest.ok("GET", f"/attachments?volume_id={new}&all_tenants=1") == {"attachments": []}
+        until(lambda: cloud.rest.request("GET", f"/volumes/{new}")[0] == 404, "the destination's own row is gone")
+        assert [old for old, _ in cloud.nova.puts].count(disk.volume) == 1, "it is asked once"
+    finally:
+        disk.guest.end()
+
+
+def migrated(cloud: Cloud, disk: Disk, call: str, fault: Fault) -> dict[str, Any]:
+    """Return the migration as it ended, when Nova is done with it, too."""
     plan = cloud.plan(disk)
     plan.faults[call] = fault
     if call in CLEANING_UP:
@@ -95,23 +109,7 @@ def play(cloud: Cloud, call: str, fault: Fault, guest: str) -> Outcome:
         row = cloud.rest.ok("GET", f"/migrations/{migration}")["migration"]
         return row if row["status"] in ENDS else None
 
-    return disk, until(ended, "the migration ends", 60, pause=0.3) or {}
-
-
-@pytest.mark.parametrize(("call", "fault", "guest"), cells())
-def test_a_fault_at_a_call_of_the_compute_service(
-    cloud: Cloud, outcomes: dict[Cell, Future[Outcome]], call: str, fault: Fault, guest: str
-) -> None:
-    """field.md bugs 31 and 34 (LP1614371, LP1489744): attachments lost, or both volumes in a state of neither."""
-    disk, ended = outcomes[call, fault, guest].result()
-    moves = call in BEHIND_THE_CHANGE or (call, fault) in HARMLESS
-    assert ended["status"] == ("success" if moves else "error"), ended
-    (cloud.moved if moves else cloud.stayed)(disk)
-    new = ended["destination_volume_id"]
-    assert cloud.rest.ok("GET", f"/attachments?volume_id={new}&all_tenants=1") == {"attachments": []}
-    until(lambda: cloud.rest.request("GET", f"/volumes/{new}")[0] == 404, "the destination's own row is gone")
-    assert [old for old, _ in cloud.nova.puts].count(disk.volume) == 1, "it is asked once"
-    disk.guest.end()
+    return until(ended, "the migration ends", pause=0.3) or {}
 
 
 # --- nobody ever reports ---------------------------------------------------------------------------------------------
