@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+import sqlalchemy as sa
 from oslo_service import backend as oslo_backend
 
 from migrator import conf as config
 from migrator.db import api, schema
+from migrator.db.models import Base
 from tests.support import deployment
 from tests.support.needs import missing
 from tests.support.vhost import own_broker
 
 oslo_backend.init_backend(oslo_backend.BackendType.THREADING)
+
+
+Kept = Callable[[str], str]
 
 
 def require(name: str, url: str) -> None:
@@ -31,14 +37,36 @@ def require(name: str, url: str) -> None:
 _PORTS = {"mariadb": 3306, "postgresql": 5432, "rabbitmq": 5672}
 
 
-def open_database(kind: str, directory: Path) -> Iterator[api.Database]:
+@pytest.fixture(scope="session")
+def kept() -> Iterator[Kept]:
+    """Gives the URL of an empty database of a kind: made once, since that takes seconds, and emptied each time."""
+    urls: dict[str, str] = {}
+    with contextlib.ExitStack() as stack:
+
+        def url(kind: str) -> str:
+            if kind in urls:
+                _empty(urls[kind])
+            else:
+                require(kind, deployment.SERVERS[kind])
+                urls[kind] = stack.enter_context(deployment.database(kind))
+                for _ in _opened(urls[kind]):
+                    pass
+            return urls[kind]
+
+        yield url
+
+
+def _empty(url: str) -> None:
+    engine = sa.create_engine(url)
+    with engine.begin() as connection:
+        for table in reversed(Base.metadata.sorted_tables):
+            connection.execute(table.delete())
+    engine.dispose()
+
+
+def open_database(kind: str, directory: Path, kept: Kept) -> Iterator[api.Database]:
     """A synced database of that kind, for one test."""
-    if kind == "sqlite":
-        yield from _opened(f"sqlite:///{directory}/test.sqlite")
-        return
-    require(kind, deployment.SERVERS[kind])
-    with deployment.database(kind) as url:
-        yield from _opened(url)
+    yield from _opened(f"sqlite:///{directory}/test.sqlite" if kind == "sqlite" else kept(kind))
 
 
 def _opened(url: str) -> Iterator[api.Database]:
@@ -61,10 +89,10 @@ def broker() -> Iterator[str]:
 @pytest.fixture
 def db(tmp_path: Path) -> Iterator[api.Database]:
     """A fresh SQLite database."""
-    yield from open_database("sqlite", tmp_path)
+    yield from _opened(f"sqlite:///{tmp_path}/test.sqlite")
 
 
 @pytest.fixture(params=["sqlite", "mariadb", "postgresql"])
-def any_db(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[api.Database]:
-    """A fresh database of each kind in turn."""
-    yield from open_database(request.param, tmp_path)
+def any_db(request: pytest.FixtureRequest, tmp_path: Path, kept: Kept) -> Iterator[api.Database]:
+    """An empty database of each kind in turn."""
+    yield from open_database(request.param, tmp_path, kept)

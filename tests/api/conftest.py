@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import itertools
 import json
@@ -34,8 +33,7 @@ from tests.api.plant import DESTINATION as DESTINATION
 from tests.api.plant import SOURCE as SOURCE
 from tests.api.plant import Plant
 from tests.api.storage import Storage
-from tests.conftest import require
-from tests.support import deployment
+from tests.conftest import Kept
 
 PROJECT = "demo"
 DEADLINE_SECONDS = 10.0
@@ -394,20 +392,14 @@ def api(make_api: Callable[..., Api]) -> Api:
 
 
 @pytest.fixture(params=["sqlite", "mariadb", "postgresql"])
-def any_api(request: pytest.FixtureRequest, make_api: Callable[..., Api]) -> Iterator[Api]:
+def any_api(request: pytest.FixtureRequest, make_api: Callable[..., Api], kept: Kept) -> Iterator[Api]:
     """The application on each kind of database in turn, with two volume services that are up."""
-    with contextlib.ExitStack() as stack:
-        sections = ""
-        if request.param != "sqlite":
-            require(request.param, deployment.SERVERS[request.param])
-            url = stack.enter_context(deployment.database(request.param))
-            sections = f"[database]\nconnection = {url}\n"
-        made = make_api(sections)
-        Base.metadata.create_all(made.db.engine)
-        made.beat("a@file1")
-        made.beat("b@file2")
-        yield made
-        made.db.dispose()
+    sections = "" if request.param == "sqlite" else f"[database]\nconnection = {kept(request.param)}\n"
+    made = make_api(sections)
+    made.beat("a@file1")
+    made.beat("b@file2")
+    yield made
+    made.db.dispose()
 
 
 @pytest.fixture

@@ -18,15 +18,15 @@ from migrator.db.models import Migration
 from migrator.db.transitions import Outcome
 from migrator.volume.runner import Runner, Settings, unowned
 from migrator.volume.states import Direction, Event
-from tests.conftest import open_database
+from tests.conftest import Kept, open_database
 from tests.support import rows
 from tests.support.unanswered import answers_lost
 
 
 @pytest.fixture(params=["mariadb", "postgresql"])
-def server_db(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
-    """A fresh database of each kind that is reached over a connection."""
-    yield from open_database(request.param, tmp_path)
+def server_db(request: pytest.FixtureRequest, tmp_path: Path, kept: Kept) -> Iterator[Database]:
+    """An empty database of each kind that is reached over a connection."""
+    yield from open_database(request.param, tmp_path, kept)
 
 
 def name_of(db: Database, volume_id: str) -> str | None:
