@@ -7,21 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import require
-from tests.support.deployment import SERVERS, Deployment, database
 from tests.support.processes import AllInOne
-
-
-@pytest.fixture(params=["mariadb", "postgresql"])
-def deployment(request: pytest.FixtureRequest, tmp_path: Path, broker: str) -> Iterator[Deployment]:
-    """Separate processes on RabbitMQ and each database in turn."""
-    require(request.param, SERVERS[request.param])
-    with database(request.param) as url:
-        running = Deployment(tmp_path, url, "copy_checkpoint_seconds = 0.2", broker)
-        try:
-            yield running
-        finally:
-            running.end()
 
 
 @pytest.fixture
