@@ -1,16 +1,17 @@
 """How many requests are under way, how large, and by which way: found by measured throughput while the work is done.
 
-A job begins with two requests of 1 MiB, the fastest of all on one local disk.  A target that answers late and a target
-that is busy look alike from one measurement; from two they do not: with twice as many requests under way, the first
-moves twice as much, the second no more.  So one setting after another is tried for a moment against the one in use::
+A job begins with two requests of 1 MiB past the page cache, the cheapest way and the fastest on many a local disk.  A
+target that answers late and a target that is busy look alike from one measurement; from two they do not: with twice as
+many requests under way, the first moves twice as much, the second no more.  So one setting after another is tried for a
+moment against the one in use::
 
     base ──> trial ──> no gain: back to base, try the next move
                └────> gain: base once more ──> no gain: chance had its hand in it, try the next move
                                            └─> gain: the trial becomes the base, try the same move again
 
-Past the page cache is the cheapest way.  But direct I/O cuts its requests at a few hundred pages and waits for each; a
-disk that answers one request at a time, as many virtual ones do, moves twice as much when the kernel reads ahead and
-writes behind in pieces of several MiB.
+But direct I/O cuts its requests at a few hundred pages and waits for each; a disk that answers one request at a time,
+as many virtual ones do, moves twice as much when the kernel reads ahead and writes behind in pieces of several MiB.  To
+begin with that gains nothing: measured, data takes as long, and zeros longer.
 
 A gain too large for chance is taken without the second look.  When no move helps, the setting rests; after a while all
 moves are tried again, for a target may change.
