@@ -88,7 +88,7 @@ class Rest:
             migration = self.migration_of(volume_id)
             return migration if migration["status"] in ENDS else None
 
-        return until(ended, f"the migration of {volume_id} ends", seconds, pause=0.05) or {}
+        return until(ended, f"the migration of {volume_id} ends", seconds) or {}
 
     def moved(self, volume_id: str, host: str, seconds: float = 120.0, **options: Any) -> dict[str, Any]:
         """Migrate and wait for success; return the migration."""
