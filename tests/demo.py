@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.support.data import GIB, MIB, allocated, digest, write_pattern
+from tests.support.data import GIB, MIB, allocated, sha256, write_pattern
 from tests.support.processes import AllInOne
 
 SIZE_GIB = 1
@@ -68,7 +68,7 @@ class Demo:
         self.cli("create", "--name", "demo", "--wait", str(SIZE_GIB), capture=False)
         before = self.volume_file("demo")
         write_pattern(before, SIZE_GIB * GIB, seed=1, data_share=DATA_SHARE)
-        checksum, size = digest(before), allocated(before)
+        checksum, size = sha256(before), allocated(before)
         self.note("volume filled", f"{SIZE_GIB} GiB, {size / MIB:.0f} MiB allocated, sha256 {checksum[:16]}…")
         here = f"node@{before.parent.parent.name}#{before.parent.name}"
         there = "node@file2#pool2" if "file1" in here else "node@file1#pool1"
@@ -80,7 +80,7 @@ class Demo:
     def compare(self, checksum: str, size: int) -> None:
         """End the demo unless the volume holds the same bytes and no more space than before."""
         now = self.volume_file("demo")
-        same, thin = digest(now) == checksum, allocated(now) <= size * 1.02 + MIB
+        same, thin = sha256(now) == checksum, allocated(now) <= size * 1.02 + MIB
         self.note("compared", f"checksum {'equal' if same else 'DIFFERENT'}, {allocated(now) / MIB:.0f} MiB allocated")
         if not same or not thin:
             raise SystemExit(f"the volume changed on its way:\n{self.table()}")
