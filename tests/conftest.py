@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import sqlalchemy as sa
+from hypothesis import HealthCheck, settings
 from oslo_service import backend as oslo_backend
 
 from migrator import conf as config
@@ -20,6 +21,9 @@ from tests.support.needs import missing
 from tests.support.vhost import own_broker
 
 oslo_backend.init_backend(oslo_backend.BackendType.THREADING)
+# How long an example takes says something of the machine alone.
+settings.register_profile("migrator", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("migrator")
 
 
 Kept = Callable[[str], str]
