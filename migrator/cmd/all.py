@@ -20,7 +20,7 @@ DEFAULT_BACKENDS = {"file1": "pool1", "file2": "pool2"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    common.use_threads()
+    common.begin_service()
     with common.one_line_errors("migrator-all"):
         arguments = _parser().parse_args(argv)
         state = Path(arguments.state_dir).absolute()

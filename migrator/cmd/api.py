@@ -6,7 +6,7 @@ from migrator.cmd import common
 
 
 def main() -> None:
-    common.use_threads()
+    common.begin_service()
     with common.one_line_errors("migrator-api"):
         conf = common.load("migrator-api")
         from migrator import service

@@ -6,7 +6,7 @@ from migrator.cmd import common
 
 
 def main() -> None:
-    common.use_threads()
+    common.begin_service()
     with common.one_line_errors("migrator-scheduler"):
         conf = common.load("migrator-scheduler")
         from migrator import service

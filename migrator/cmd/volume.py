@@ -8,7 +8,7 @@ from migrator.conf import Conf
 
 
 def main() -> None:
-    common.use_threads()
+    common.begin_service()
     with common.one_line_errors("migrator-volume"):
         conf = common.load("migrator-volume")
         from migrator import service
