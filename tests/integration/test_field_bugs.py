@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +9,11 @@ from typing import Any
 
 import pytest
 
-from tests.support.data import GIB, MIB, allocated, data_extents, write_pattern
+from tests.support.data import GIB, MIB, allocated, digest, write_pattern
 from tests.support.processes import AllInOne
 from tests.support.rest import Rest
 from tests.support.waiting import until
 
-BLOCK = 65536
 #: Pool and options of each backend; all lie on one file system, so that thin ones can move volumes themselves.
 BACKENDS = {
     "one": ("a", ""),
@@ -108,20 +105,6 @@ def site(whole_site: Site) -> Iterator[Site]:
     assert set(whole_site.objects()) <= before
 
 
-def content(path: Path) -> str:
-    """SHA-256 of the size and of every block that is not all zeros, with its number: holes are not read."""
-    size, last = path.stat().st_size, -1
-    told = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
-        for start, end in data_extents(file.fileno(), size):
-            for number in range(max(last + 1, start // BLOCK), -(-end // BLOCK)):
-                block = os.pread(file.fileno(), BLOCK, number * BLOCK)
-                if block.count(0) != len(block):
-                    told.update(b"%d:" % number + block)
-                last = number
-    return told.hexdigest()
-
-
 @pytest.mark.parametrize("forced", [True, False], ids=["host copy", "assisted"])
 def test_all_that_its_owner_knows_of_a_volume_is_the_same_after_a_move(site: Site, forced: bool) -> None:
     """field.md bugs 12, 13, 16, 17 and 24: type, zone, multiattach, image and status were another after the move.
@@ -134,7 +117,7 @@ def test_all_that_its_owner_knows_of_a_volume_is_the_same_after_a_move(site: Sit
     site.action(volume_id, "os-set_bootable", bootable=True)
     site.action(volume_id, "os-set_image_metadata", metadata={"os": "debian"})
     site.action(volume_id, "os-update_readonly_flag", readonly=True)
-    first, wanted = site.rest.volume(volume_id), content(site.place(volume_id))
+    first, wanted = site.rest.volume(volume_id), digest(site.place(volume_id))
     assert (first["bootable"], first["multiattach"], first["volume_type"]) == ("true", True, name)
     for host, zone in ((SOUTH, "south"), (TWO, "nova")):
         migration = site.rest.moved(volume_id, host, force_host_copy=forced)
@@ -143,7 +126,7 @@ def test_all_that_its_owner_knows_of_a_volume_is_the_same_after_a_move(site: Sit
         assert {key for key in first if now[key] != first[key]} <= CHANGED
         assert now.keys() == first.keys()
         assert (now["availability_zone"], now["status"], now["attachments"]) == (zone, "available", [])
-        assert content(site.place(volume_id)) == wanted
+        assert digest(site.place(volume_id)) == wanted
     site.rest.delete(volume_id)
 
 
@@ -155,10 +138,10 @@ def test_a_volume_can_be_worked_with_at_every_stop_of_its_way(site: Site) -> Non
     volume_id = site.volume(ONE, 2)
     stops = [(THICK, True), (TWO, False), (SOUTH, False), (ONE, True)]
     for number, (host, forced) in enumerate(stops):
-        wanted = content(site.place(volume_id))
+        wanted = digest(site.place(volume_id))
         migration = site.rest.moved(volume_id, host, force_host_copy=forced)
         place = site.place(volume_id)
-        assert content(place) == wanted
+        assert digest(place) == wanted
         if migration["plan"] == "host_copy":
             assert place.name == f"volume-{migration['destination_volume_id']}"
         site.delete_snapshot(site.snapshot(volume_id))
@@ -176,13 +159,13 @@ def test_a_move_between_thin_and_thick_converts(site: Site) -> None:
     for word in ("thin", "thick"):
         site.make_type(word, **{f"{word}_provisioning_support": "<is> True"})
     volume_id = site.volume(ONE, 3, volume_type="thin")
-    wanted, occupied = content(site.place(volume_id)), allocated(site.place(volume_id))
+    wanted, occupied = digest(site.place(volume_id)), allocated(site.place(volume_id))
     assert occupied < GIB // 8
     for word, host in (("thick", THICK), ("thin", None)):
         migration = site.retype(volume_id, word)
         assert (migration["plan"], host in (None, migration["destination_host"])) == ("host_copy", True)
         place = site.place(volume_id)
-        assert content(place) == wanted
+        assert digest(place) == wanted
         assert (allocated(place) >= GIB) == (word == "thick")
         assert word == "thick" or allocated(place) <= occupied + 2 * MIB
         assert site.rest.volume(volume_id)["volume_type"] == word
@@ -223,10 +206,10 @@ def test_volumes_made_from_a_snapshot_or_a_volume_move_as_they_are_now(site: Sit
     made = [str(rest.create(1, **values)["id"]) for values in born]
     for number, volume_id in enumerate(made):
         write_pattern(site.place(volume_id), GIB, 5 + number, data_share=0.01)
-        wanted = content(site.place(volume_id))
+        wanted = digest(site.place(volume_id))
         for host in (TWO, ONE):
             rest.moved(volume_id, host, force_host_copy=True)
-            assert content(site.place(volume_id)) == wanted
+            assert digest(site.place(volume_id)) == wanted
         for key, value in born[number].items():
             assert rest.volume(volume_id)[key] == value
     site.delete_snapshot(snapshot)
@@ -242,13 +225,13 @@ def test_a_backend_moves_a_volume_itself_whatever_status_its_migration_gave_it(s
     for name in ("one", "two"):
         site.make_type(f"at-{name}", volume_backend_name=name)
     retyped, plain = site.volume(ONE, 7, volume_type="at-one"), site.volume(ONE, 9)
-    wanted = content(site.place(retyped))
+    wanted = digest(site.place(retyped))
     assert site.retype(retyped, "at-two")["plan"] == "assisted"
-    assert (site.place(retyped).parent.name, content(site.place(retyped))) == ("two", wanted)
-    wanted = content(site.place(plain))
+    assert (site.place(retyped).parent.name, digest(site.place(retyped))) == ("two", wanted)
+    wanted = digest(site.place(plain))
     for host, locked in ((SOUTH, True), (TWO, False)):
         assert site.rest.moved(plain, host, lock_volume=locked)["plan"] == "assisted"
         assert site.rest.volume(plain)["status"] == "available"
-        assert content(site.place(plain)) == wanted
+        assert digest(site.place(plain)) == wanted
     for each in (retyped, plain):
         site.rest.delete(each)

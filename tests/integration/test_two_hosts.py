@@ -6,7 +6,6 @@ are on this machine.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -20,7 +19,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import require
-from tests.support.data import GIB, MIB, allocated, data_extents
+from tests.support.data import GIB, MIB, allocated, digest
 from tests.support.deployment import SERVERS, database
 from tests.support.netns import Capture, Host, HostProcess, Network
 from tests.support.processes import ROOT, Process, free_port
@@ -105,7 +104,7 @@ class Hosts:
                 file.seek(start)
                 file.write(b"".join(MARKER + chance.randbytes(4096 - len(MARKER)) for _ in range(MIB // 4096)))
             os.fsync(file.fileno())
-        return volume["id"], digest_of_data(path)
+        return volume["id"], digest(path)
 
     def path(self, host: str, object_id: str) -> Path:
         return self.directory / {A: "file1", B: "file2"}[host] / f"volume-{object_id}"
@@ -188,17 +187,6 @@ def volume(hosts: Hosts) -> Iterator[tuple[str, str]]:
     hosts.rest.delete(made[0])
 
 
-def digest_of_data(path: Path) -> str:
-    """SHA-256 of all blocks that are not zero, and of where they lie: what is a hole need not be read."""
-    digest = hashlib.sha256(str(path.stat().st_size).encode())
-    with path.open("rb") as file:
-        for start, end in data_extents(file.fileno(), path.stat().st_size):
-            for offset in range(start // 4096 * 4096, end, 4096):
-                if (block := os.pread(file.fileno(), 4096, offset)).count(0) != len(block):
-                    digest.update(offset.to_bytes(8) + block)
-    return digest.hexdigest()
-
-
 def send_marker(hosts: Hosts) -> None:
     """Host a sends the marker to host b in plain text."""
     say = "import socket, sys; socket.socket(type=socket.SOCK_DGRAM).sendto(bytes.fromhex(sys.argv[1]), ('{}', 9))"
@@ -213,7 +201,7 @@ def attempts(migration: dict[str, Any]) -> list[dict[str, Any]]:
 def arrived(hosts: Hosts, migration: dict[str, Any], content: str) -> None:
     """The volume is on host b, whole, and nothing else of it anywhere."""
     assert migration["status"] == "success", migration
-    assert digest_of_data(hosts.path(B, migration["destination_volume_id"])) == content
+    assert digest(hosts.path(B, migration["destination_volume_id"])) == content
     assert len(list(hosts.directory.glob("file?/volume-*"))) == 1
     assert hosts.keys() == []
     assert hosts.b.pids("exportname=") == []
@@ -239,7 +227,7 @@ def test_a_volume_goes_to_another_host_and_back_and_nobody_on_the_way_reads_it(
         assert there["checksum"]
 
         back = hosts.rest.moved(volume_id, A)
-        assert digest_of_data(hosts.path(A, back["destination_volume_id"])) == content
+        assert digest(hosts.path(A, back["destination_volume_id"])) == content
         assert capture.seen > DATA, "it was there that the volume passed"
         assert capture.found == 0, "the wire holds none of the volume"
         send_marker(hosts)
