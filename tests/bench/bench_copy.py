@@ -186,9 +186,8 @@ class Case:
         return [tool for tool in tools if tool in (NBD_TOOLS if self.server.over == "unix" else FAR_TOOLS)]
 
     def size(self, size: int, other_size: int) -> int:
-        """Zeros, and all but files on the disk and in memory, have the other size, to keep the whole run short."""
-        is_main = self.route == "file-file" and self.place != "xfs" and self.kind != "zeros"
-        return size if is_main else other_size
+        """Devices and what goes over NBD have the other size, to keep the whole run short."""
+        return size if self.route == "file-file" else other_size
 
     def expected_seconds(self, size: int) -> float:
         """What one run of one tool takes, roughly, on a disk that moves 1 GB/s, to a volume of so many bytes."""
@@ -514,7 +513,7 @@ def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench-copy", description=__doc__)
     add = parser.add_argument
     add("--size", type=gib, default=4.0, metavar="GIB", help="size of the volumes, such as 4G or 64M")
-    add("--other-size", type=gib, metavar="GIB", help="that of zeros, and of all but files on disk and tmpfs: size / 2")
+    add("--other-size", type=gib, metavar="GIB", help="that of devices and over NBD: size / 2")
     add("--rounds", type=int, default=5)
     add("--only", action="append", default=[], metavar="WORDS", help="cases with all of these words; repeatable")
     add("--tools", action="append", default=[], metavar="WORDS", help="tools with these words; repeatable")

@@ -85,8 +85,8 @@ def test_a_part_can_be_chosen_and_the_whole_has_every_row_that_is_wanted() -> No
     assert {case.kind for case in whole.wanted if case.route == "file-file"} == set(KINDS)
     assert [late.milliseconds for late in whole.late] == [1, 5, 20]
     assert (whole.rounds, whole.size) == (5, 4 << 30)
-    part = plan_of(arguments_of(["--only", "xfs empty", "--only", "latency 5ms", "--other-size", "64M"]))
-    assert [case.name for case in part.wanted] == ["xfs file-file empty"]
+    part = plan_of(arguments_of(["--only", "block-block tenth", "--only", "latency 5ms", "--other-size", "64M"]))
+    assert [case.name for case in part.wanted] == ["disk block-block tenth"]
     assert [late.milliseconds for late in part.late] == [5]
     assert part.size_of(part.wanted[0]) == 64 * MIB
 
